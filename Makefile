@@ -1,0 +1,70 @@
+# Everything a developer runs. The environment lives in .venv, made on first use and kept until
+# pyproject.toml or constraints.txt change; `make test` also sets up the servers it tests with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXTRAS := dev,rabbitmq
+# Folders may be missing in a source package; the checkers refuse a folder that does not exist.
+SOURCES := $(wildcard src tests benchmarks examples)
+# Arguments for pytest and the benchmark: make test ARGS="-k resume -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench lint format lock clean
+
+help: ## show this list
+	@echo "make demo     start the gateway with its demo pages (needs Python 3.11 or newer, nothing else)"
+	@echo "make test     lint and every test; installs what it needs: RabbitMQ 3.10 and 4.0, Chromium, nginx, npm packages"
+	@echo "make check    lint, types and the unit tests, in seconds; needs no server"
+	@echo "make bench    measure the broadcast path against a null server"
+	@echo "make lint     ruff and mypy alone"
+	@echo "make format   let ruff format and sort the sources"
+	@echo "make lock     write constraints.txt anew from the newest allowed versions"
+	@echo "make clean    remove the environment, caches and build results"
+	@echo
+	@echo "PYTHON=python3.12 chooses the interpreter; ARGS='-k resume' is passed on to pytest."
+
+demo: $(VENV)/.runtime
+	$(BIN)/queuecast demo $(ARGS)
+
+test: lint
+	scripts/test-servers.sh
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint
+	$(BIN)/python -m pytest -q tests/unit tests/server $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check $(SOURCES) scripts
+	$(BIN)/ruff format --check $(SOURCES) scripts
+	$(BIN)/mypy --strict $(SOURCES)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only $(SOURCES) scripts
+	$(BIN)/ruff format $(SOURCES) scripts
+
+lock:
+	PYTHON="$(PYTHON)" EXTRAS="$(EXTRAS)" scripts/lock.sh
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/e2e/node/node_modules
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# --clear: an attempt that was interrupted leaves an environment without pip.
+$(VENV)/.created:
+	@$(PYTHON) scripts/check_python.py
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@ $(VENV)/.runtime

@@ -1,0 +1,35 @@
+"""The benchmark's message: a marker to count by, a number for the order, a time for the latency.
+
+    ~00000000042@0000000001234567890.........................
+
+The marker is one byte that neither the rest of a body nor any framing contains, so that it is
+never split between two reads.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+MARKER = b"~"
+DESTINATION = "/topic/benchmark"
+# A marker, 11 digits, "@", 20 digits.
+MIN_SIZE = 33
+# From the marker to the time stamp, and its end.
+STAMP = slice(13, 33)
+
+_BODY = re.compile(rb"~(\d{11})@(\d{20})\.*")
+
+
+def body(number: int, size: int, *, stamped: bool = False) -> bytes:
+    """Return a body of `size` bytes. stamped: with the present time."""
+    if size < MIN_SIZE:
+        raise ValueError(f"a body has at least {MIN_SIZE} bytes")
+    stamp = time.monotonic_ns() if stamped else 0
+    return (b"~%011d@%020d" % (number, stamp)).ljust(size, b".")
+
+
+def number_of(text: bytes) -> int | None:
+    """Return the number of a whole body, None if it is not one."""
+    found = _BODY.fullmatch(text)
+    return None if found is None else int(found[1])

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Installs what the tests drive and this machine lacks: RabbitMQ 3.10 and 4.0, Chromium, nginx,
+# Node.js packages. Debian packages only as root and with apt-get; elsewhere it names what is
+# missing and goes on, and the tests that need it are skipped by name (with CI=true they fail). It
+# starts no service: the tests run their own servers on private ports, beside whatever is running
+# already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=()
+roots=()
+have() { command -v "$1" >/dev/null 2>&1; }
+want() { packages+=("$1"); }
+
+# nginx, debootstrap and RabbitMQ live in sbin folders, which a user's PATH may not have.
+PATH=$PATH:/usr/sbin:/usr/local/sbin
+
+# A RabbitMQ that is not this system's own comes with the Debian it is part of, in a folder that
+# the tests chroot into. All checkouts of a user share them: tests/support/servers.py looks there.
+cache=${XDG_CACHE_HOME:-~/.cache}/queuecast
+
+want_rabbitmq() { # version, the Debian that has it
+    if compgen -G "/usr/lib/rabbitmq/lib/rabbitmq_server-$1.*/sbin/rabbitmq-server" >/dev/null ||
+        compgen -G "${RABBITMQ_HOME:-/nowhere}/plugins/rabbit-$1.*" >/dev/null ||
+        [ -d "$cache/rabbitmq-$1" ]; then
+        return
+    fi
+    if [ "$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}")" = "$2" ]; then
+        want rabbitmq-server
+    elif [ "$(uname)" = Linux ] && [ "$(id -u)" = 0 ] && have apt-get; then
+        have debootstrap || want debootstrap
+        # Without Debian's keys, as on Ubuntu, debootstrap would not check what it gets.
+        [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || want debian-archive-keyring
+        roots+=("$1 $2")
+    else
+        echo "RabbitMQ $1 is missing: only root can set it up here, and only on Linux." >&2
+    fi
+}
+
+if [ -z "${QUEUECAST_TEST_AMQP:-}" ]; then
+    want_rabbitmq 3.10 bookworm
+    want_rabbitmq 4.0 trixie
+fi
+[ -n "${QUEUECAST_TEST_CHROMIUM:-}" ] || have chromium || have chromium-browser ||
+    have google-chrome || want chromium
+have nginx || want nginx-light
+have node || want nodejs
+have npm || want npm
+# Chinese pages need a font to be laid out with; only Debian's is looked for.
+if have dpkg-query; then
+    dpkg-query -W -f '${Status}' fonts-noto-cjk 2>/dev/null | grep -q 'ok installed' ||
+        want fonts-noto-cjk
+fi
+
+install_packages() {
+    # Debian starts a service as soon as its package is installed; this file forbids it, so that
+    # nothing takes RabbitMQ's or nginx's usual port. An existing policy is left as it is.
+    local policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q
+    apt-get install -y -q --no-install-recommends "${packages[@]}"
+}
+
+if [ ${#packages[@]} -gt 0 ]; then
+    if [ "$(id -u)" = 0 ] && have apt-get; then
+        install_packages
+    else
+        echo "Missing for the tests that need them: ${packages[*]}" >&2
+        echo "On Debian and Ubuntu: sudo apt-get install ${packages[*]}" >&2
+    fi
+fi
+
+make_root() ( # version, the Debian that has it; a subshell, so that the lock ends with it
+    root=$cache/rabbitmq-$1
+    part=$root.part
+    mkdir -p "$cache"
+    exec 9>"$root.lock"
+    flock 9
+    # Another run may have made it while this one waited.
+    [ ! -d "$root" ] || exit 0
+    # Whoever began this one was stopped. Its mounts went with it, but never delete through one.
+    rm -rf --one-file-system "$part"
+    echo "Setting up RabbitMQ $1 of Debian $2 in $root; this takes about a minute."
+    # debootstrap does not ask apt how to reach its mirror.
+    proxy=
+    eval "$(apt-config shell proxy Acquire::http::Proxy)"
+    [ -z "$proxy" ] || export http_proxy=${http_proxy:-$proxy}
+    # In a mount namespace of its own no mount of debootstrap's stays, however it ends.
+    unshare --mount debootstrap --variant=minbase --include=rabbitmq-server "$2" "$part" \
+        >"$root.log" 2>&1 || {
+        tail -n 20 "$root.log" >&2
+        exit 1
+    }
+    # An Erlang node has to find its own host.
+    printf '127.0.0.1 localhost\n' >"$part/etc/hosts"
+    rm -rf "$part"/var/cache/apt/archives/*.deb "$part"/var/lib/apt/lists/*
+    # Only what is complete gets the name that is looked for.
+    mv -T "$part" "$root"
+)
+
+for root in ${roots[@]+"${roots[@]}"}; do
+    # shellcheck disable=SC2086  # two words
+    make_root $root ||
+        echo "RabbitMQ ${root% *} could not be set up: the tests cannot run on it." >&2
+done
+
+# npm writes node_modules/.package-lock.json last, so its age tells whether the install is current.
+node_dir=tests/e2e/node
+if have npm && [ ! "$node_dir/node_modules/.package-lock.json" -nt "$node_dir/package-lock.json" ]; then
+    npm ci --prefix "$node_dir" --no-audit --no-fund --loglevel=error ||
+        echo "npm ci failed in $node_dir: the tests that need its packages cannot run." >&2
+fi

@@ -1,0 +1,325 @@
+"""Who a STOMP login is, and what it may use: checked by the broker itself.
+
+With RabbitMQ an account is a broker of its own, with the client's user, password and virtual
+host, so that the client's own permissions hold for all it does. Accounts are shared by the
+sessions of the same login, never by others: the passcode is part of the key, as a salted hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from .aliases import concealed
+from .brokers.base import Broker
+from .delivery import Consumer, DeliverySink
+from .destination import Destination
+from .errors import LimitExceeded, LoginRefused, NotFound, QueuecastError, Refused, Unavailable
+from .hub.feed import Feed
+from .hub.hub import CloseReader, OpenReader
+from .message import Properties
+from .runtime import Promise
+from .sessions.services import Account, Consume, Publish, Services
+
+logger = logging.getLogger(__name__)
+
+# Two connections to the broker each: it stops one who has many users' passwords.
+MAX_ACCOUNTS = 100
+# Logins that are being tried at the broker: it stops a crowd that guesses passwords from using
+# up the broker's connections.
+MAX_OPENING = 16
+# Seconds: that an account outlives its last session; for which a password need not be asked of
+# the broker again (a user who was locked out gets in for no longer).
+LINGER = 30.0
+RECHECK = 60.0
+
+
+class Accounts(Protocol):
+    """Checks logins; `login` is services.Login."""
+
+    async def login(
+        self, user: str, passcode: str, host: str | None, *, loopback: bool
+    ) -> Account: ...
+
+    async def sweep(self) -> None:
+        """Once a second: close what nobody uses."""
+
+    async def close(self) -> None:
+        """Close everything; the sessions are gone."""
+
+
+class EmbeddedAccounts:
+    """The embedded broker's only user, guest, on this machine only."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def login(self, user: str, passcode: str, host: str | None, *, loopback: bool) -> Account:
+        """See services.Login."""
+        known = user == "guest" and hmac.compare_digest(passcode.encode(), b"guest")
+        if not known:
+            raise _access_refused(user)
+        if not loopback:
+            raise Refused("non-loopback access denied")
+        if host not in (None, "/"):
+            raise _virtual_host_denied(host)
+        return Account(user, self._services, lambda: None)
+
+    async def sweep(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class LoginBroker(Broker, Protocol):
+    """A broker that belongs to one login."""
+
+    async def check_login(self) -> None:
+        """Log in once more; raises as `start`."""
+
+
+# Makes the broker of a user, password and virtual host (None: the default one), not started.
+MakeBroker = Callable[[str, str, str | None], LoginBroker]
+
+_Key = tuple[str, str | None, bytes]
+
+
+class _Entry:
+    """One account: opening, open, closed."""
+
+    __slots__ = ("broker", "checked", "checking", "idle_since", "services", "sessions", "waiters")
+
+    def __init__(self, broker: LoginBroker) -> None:
+        self.broker = broker
+        self.services: Services | None = None  # once it is open
+        self.sessions = 0
+        self.idle_since = 0.0
+        self.checked = 0.0
+        self.checking = True
+        # Logins that wait for the broker's verdict: one per connection.
+        self.waiters: list[Promise] = []
+
+
+class BrokerAccounts:
+    """Accounts at a broker that knows users.
+
+    loopback_users: names that may log in from this machine only. default_host: what the broker's
+    URL names. linger: seconds that an account outlives its last session.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        make_broker: MakeBroker,
+        *,
+        loopback_users: tuple[str, ...] = ("guest",),
+        default_host: str | None = None,
+        linger: float = LINGER,
+        most: int = MAX_ACCOUNTS,
+    ) -> None:
+        self._services = services
+        self._make_broker = make_broker
+        self._loopback_users = frozenset(loopback_users)
+        self._default_host = default_host
+        self._linger = linger
+        self._most = most
+        self._salt = secrets.token_bytes(32)
+        self._entries: dict[_Key, _Entry] = {}
+        self._closed = False
+
+    async def login(self, user: str, passcode: str, host: str | None, *, loopback: bool) -> Account:
+        """See services.Login."""
+        # Here and not at the broker: it would see our own, perhaps local, address.
+        if user in self._loopback_users and not loopback:
+            raise Refused("non-loopback access denied")
+        if host == self._default_host:
+            host = None
+        digest = hashlib.blake2b(passcode.encode(), key=self._salt).digest()
+        key = (user, host, digest)
+        runtime = self._services.runtime
+        while True:
+            if self._closed:
+                raise Unavailable("the gateway is shutting down")
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._admit(key, passcode)
+                runtime.spawn(self._open(key, entry), "open an account")
+            elif not entry.checking:
+                if runtime.now() - entry.checked < RECHECK and entry.services is not None:
+                    return self._join(user, entry, entry.services)
+                entry.checking = True
+                runtime.spawn(self._recheck(key, entry), "check a login")
+            waiter = runtime.promise()
+            entry.waiters.append(waiter)
+            await waiter
+
+    def _admit(self, key: _Key, passcode: str) -> _Entry:
+        opening = sum(each.services is None for each in self._entries.values())
+        if opening >= MAX_OPENING:
+            raise LimitExceeded("too many logins are being checked", "try again in a moment")
+        if len(self._entries) >= self._most:
+            self._evict()
+        user, host, _ = key
+        entry = self._entries[key] = _Entry(self._make_broker(user, passcode, host))
+        return entry
+
+    def _evict(self) -> None:
+        """Close the account that has been unused for longest; raises LimitExceeded."""
+        idle = [
+            (entry.idle_since, key)
+            for key, entry in self._entries.items()
+            if entry.services is not None and not entry.sessions and not entry.checking
+        ]
+        if not idle:
+            raise LimitExceeded(f"{self._most} accounts are in use, that is the limit")
+        _, key = min(idle, key=lambda each: each[0])
+        self._end(key)
+
+    def _join(self, user: str, entry: _Entry, services: Services) -> Account:
+        entry.sessions += 1
+
+        def leave() -> None:
+            entry.sessions -= 1
+            entry.idle_since = self._services.runtime.now()
+
+        return Account(user, services, leave)
+
+    # -- the broker's verdict -------------------------------------------------------------
+
+    async def _open(self, key: _Key, entry: _Entry) -> None:
+        error: QueuecastError | None = None
+        try:
+            await entry.broker.start()
+        except QueuecastError as caught:
+            error = _verdict(caught, key)
+        except Exception as caught:
+            logger.exception("opening an account failed")
+            error = QueuecastError(f"the login could not be checked: {type(caught).__name__}")
+        except BaseException:
+            await entry.broker.close()  # a shutdown; one of its connections may be open
+            raise
+        if error is None and self._closed:
+            error = Unavailable("the gateway is shutting down")
+        if error is not None:
+            if self._entries.get(key) is entry:
+                del self._entries[key]
+            self._wake(entry, error)
+            await entry.broker.close()
+            return
+        hub = self._services.hub.branch(_reader(entry.broker))
+        entry.services = replace(
+            self._services,
+            hub=hub,
+            publish=_publisher(entry.broker),
+            consume=_consumer(entry.broker),
+        )
+        entry.checked = entry.idle_since = self._services.runtime.now()
+        self._wake(entry, None)
+
+    async def _recheck(self, key: _Key, entry: _Entry) -> None:
+        error: QueuecastError | None = None
+        try:
+            await entry.broker.check_login()
+        except QueuecastError as caught:
+            error = _verdict(caught, key)
+        except Exception as caught:
+            logger.exception("checking a login failed")
+            error = QueuecastError(f"the login could not be checked: {type(caught).__name__}")
+        if error is None:
+            entry.checked = self._services.runtime.now()
+        self._wake(entry, error)
+
+    def _wake(self, entry: _Entry, error: QueuecastError | None) -> None:
+        entry.checking = False
+        waiters, entry.waiters = entry.waiters, []
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+    # -- the end --------------------------------------------------------------------------
+
+    async def sweep(self) -> None:
+        """Once a second: close the accounts that nobody has used for a while."""
+        now = self._services.runtime.now()
+        for key, entry in list(self._entries.items()):
+            idle = entry.services is not None and not entry.sessions and not entry.checking
+            if idle and now - entry.idle_since >= self._linger:
+                self._end(key)
+
+    def _end(self, key: _Key) -> None:
+        entry = self._entries.pop(key)
+        self._services.runtime.spawn(_close(entry), "close an account")
+
+    async def close(self) -> None:
+        """Close all accounts."""
+        self._closed = True
+        entries = [entry for entry in self._entries.values() if entry.services is not None]
+        self._entries = {}
+        for entry in entries:
+            await _close(entry)
+
+
+async def _close(entry: _Entry) -> None:
+    if entry.services is not None:
+        await entry.services.hub.close()
+    await entry.broker.close()
+
+
+def _reader(broker: Broker) -> OpenReader:
+    async def open_reader(destination: Destination, feed: Feed) -> CloseReader:
+        reader = await broker.open_feed(destination, feed)
+        feed.upstream_position = reader.position
+        return reader.close
+
+    return open_reader
+
+
+def _publisher(broker: Broker) -> Publish:
+    async def publish(
+        destination: Destination,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool | None = None,
+    ) -> None:
+        try:
+            await broker.publish(destination, body, properties, mandatory=mandatory)
+        except QueuecastError as error:
+            raise concealed(error, (destination,)) from error
+
+    return publish
+
+
+def _consumer(broker: Broker) -> Consume:
+    async def consume(destination: Destination, sink: DeliverySink, *, prefetch: int) -> Consumer:
+        try:
+            return await broker.consume(destination, sink, prefetch=prefetch)
+        except QueuecastError as error:
+            raise concealed(error, (destination,)) from error
+
+    return consume
+
+
+def _verdict(error: QueuecastError, key: _Key) -> QueuecastError:
+    """Return what a client is told of the broker's refusal, in the words that clients know."""
+    user, host, _ = key
+    if isinstance(error, LoginRefused):
+        return _access_refused(user)
+    if isinstance(error, (NotFound, Refused)):
+        return _virtual_host_denied(host)
+    return error
+
+
+def _access_refused(user: str) -> Refused:
+    return Refused(f"Access refused for user '{user[:255]}'")
+
+
+def _virtual_host_denied(host: str | None) -> Refused:
+    return Refused(f"Virtual host '{(host or '/')[:255]}' access denied")

@@ -1,0 +1,1 @@
+"""Who is it, and what may it subscribe to and publish."""

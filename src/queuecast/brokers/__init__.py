@@ -1,0 +1,1 @@
+"""Where messages come from: one small interface, one folder per broker."""

@@ -1,0 +1,206 @@
+"""The one interface between the gateway and a broker.
+
+The law, for every broker:
+
+* `open_feed` returns once the reader is live: whatever is published after it returned reaches
+  the sink. The sink's calls are synchronous, in the order of the messages, and made from the
+  event loop; `begin` comes first, exactly once.
+* Where a broker cannot know that nothing was lost (its queue vanished, a reconnect it cannot
+  verify), it calls `gap` before the next `append`. It never repeats a message silently.
+* `publish` returns only when the broker has taken responsibility, and raises otherwise.
+* A consumer never gets more than its prefetch unacked; unacked messages go back to the queue
+  when it closes or its connection is lost, and come again marked redelivered.
+* An error concerns the call that caused it and nothing else. While the broker is away, calls
+  raise Unavailable at once or after a bounded wait, open readers stay open, and the broker
+  reconnects by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..delivery import Consumer, Delivery, DeliverySink
+from ..destination import Destination
+from ..errors import QueuecastError
+from ..message import NO_PROPERTIES, Message, Properties
+from ..position import Mark
+
+__all__ = [
+    "DEFAULT_PREFETCH",
+    "EXCHANGE_TYPES",
+    "PREDECLARED",
+    "TOPIC_EXCHANGE",
+    "BindingSpec",
+    "Broker",
+    "Consumer",
+    "Delivery",
+    "DeliverySink",
+    "ExchangeSpec",
+    "FeedReader",
+    "FeedSink",
+    "QueueSpec",
+]
+
+EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
+
+# Exchanges that every AMQP broker has from the start (AMQP 0-9-1 section 3.1.3).
+PREDECLARED: dict[str, str] = {
+    "": "direct",
+    "amq.direct": "direct",
+    "amq.topic": "topic",
+    "amq.fanout": "fanout",
+    "amq.headers": "headers",
+    "amq.match": "headers",
+}
+TOPIC_EXCHANGE = "amq.topic"
+
+DEFAULT_PREFETCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeSpec:
+    """An exchange to declare. arguments: AMQP's, e.g. alternate-exchange."""
+
+    name: str
+    type: str = "topic"
+    durable: bool = True
+    auto_delete: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BindingSpec:
+    """A binding of a queue to an exchange. arguments: what a headers exchange matches."""
+
+    exchange: str
+    key: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """A queue to declare.
+
+    arguments: RabbitMQ's names and units: x-max-length (messages), x-max-length-bytes,
+    x-message-ttl (ms), x-expires (ms), x-dead-letter-exchange, x-dead-letter-routing-key,
+    x-overflow (drop-head | reject-publish | reject-publish-dlx), x-max-priority, x-queue-type.
+    """
+
+    name: str
+    durable: bool = True
+    exclusive: bool = False
+    auto_delete: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    bindings: tuple[BindingSpec, ...] = ()
+
+
+class FeedSink(Protocol):
+    """Where a feed's messages go: the hub's feed, or a test's list."""
+
+    def begin(
+        self,
+        start: Sequence[Mark] | None,
+        backlog: Sequence[Message] = (),
+        *,
+        history: bool = False,
+    ) -> None:
+        """Say where the feed begins; called once, before everything else.
+
+        start: one mark per lane after which backlog and what follows are complete, or None
+        when the broker has no offsets (the feed numbers for itself). backlog: what the broker
+        still has, oldest first, offsets set; those at or before `start` are extra, left over
+        between evicted ones (for a `last=N`). history: the broker keeps history by itself, so
+        a `last=N` that finds fewer than N has found all there is.
+        """
+
+    def append(self, messages: Sequence[Message]) -> None:
+        """Take the next messages, in order."""
+
+    def gap(self, reason: str, start: Sequence[Mark] | None = None) -> None:
+        """Tell of messages that are lost before the next one; `start` as in begin."""
+
+    def fail(self, error: QueuecastError) -> None:
+        """Tell that the feed cannot go on: its subscribers are disconnected with the error."""
+
+
+class FeedReader(Protocol):
+    """An open feed at the broker."""
+
+    def position(self) -> Sequence[int] | None:
+        """Return, per lane, the offset up to which everything was handed to the sink.
+
+        None where the broker has no offsets. It may run ahead of the last message appended:
+        other destinations' messages count too.
+        """
+
+    async def close(self) -> None:
+        """Stop reading; the sink is not called any more. Never raises while the broker is away."""
+
+
+class Broker(Protocol):
+    """A message broker, as the gateway uses it."""
+
+    name: str
+    """For people: the URL with its password masked."""
+
+    async def start(self) -> None:
+        """Connect. Raises Refused (login), ConfigError, or Unavailable when it is away; the
+        caller decides whether to try again with `start` or to exit."""
+
+    async def close(self) -> None:
+        """Finish confirms in flight, close everything, give unacked deliveries back."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether calls can succeed now."""
+
+    @property
+    def status(self) -> str:
+        """What is the matter, for people: "connected", "connecting: refused, next in 2 s" …"""
+
+    async def declare(
+        self, exchanges: Sequence[ExchangeSpec] = (), queues: Sequence[QueueSpec] = ()
+    ) -> None:
+        """Create what is configured; remembered and repeated after every reconnect.
+
+        Raises Conflict when one exists with other properties (naming both), Refused.
+        """
+
+    async def publish(
+        self,
+        destination: Destination,
+        body: bytes,
+        properties: Properties = NO_PROPERTIES,
+        *,
+        mandatory: bool | None = None,
+    ) -> None:
+        """Publish and return once the broker has taken responsibility.
+
+        mandatory: fail with Unroutable when no queue got it; None means where a queue was
+        named (/queue, /amq/queue, /reply-queue). `/queue/N` is declared (durable) on first use.
+        Calls made one after the other without awaiting keep their order.
+        Raises NotFound (no such exchange; the hint names `[[exchange]]`), Unroutable,
+        PublishFailed (broker nack), Refused, Unavailable, OutcomeUnknown.
+        """
+
+    async def open_feed(self, destination: Destination, sink: FeedSink) -> FeedReader:
+        """Start reading a shared destination; see the law above.
+
+        Raises NotFound, Refused, Unsupported, Unavailable.
+        """
+
+    async def consume(
+        self,
+        destination: Destination,
+        sink: DeliverySink,
+        *,
+        prefetch: int = DEFAULT_PREFETCH,
+    ) -> Consumer:
+        """Start consuming a queue destination (`/queue/N` is declared when missing).
+
+        After a lost connection the consumer is opened again by itself: sink.reset() is called,
+        then deliveries come again. The first delivery never comes before `consume` returned, but
+        may before its awaiter runs again. Raises NotFound, Refused, Conflict, Unavailable.
+        """

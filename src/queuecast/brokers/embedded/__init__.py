@@ -1,0 +1,1 @@
+"""The broker within the process: exchanges, queues and feeds in memory."""

@@ -1,0 +1,175 @@
+"""The last messages of every routing key, in memory, for pages that open late.
+
+Bounded three ways: messages per key, age, and bytes in all. What was evicted leaves its offset
+behind (the watermark), so that a resuming client is told of a gap exactly when there is one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+
+from ...message import Message
+from .memory import OVERHEAD, weight
+
+DEFAULT_MESSAGES = 100
+DEFAULT_AGE = 300.0
+DEFAULT_BYTES = 64 << 20
+
+# Keys whose last evicted offset is known exactly. A publisher with ever new keys must not grow
+# memory: the oldest are merged into their exchange's floor, which may tell of a gap too many but
+# never of one too few.
+WATERMARKS = 100_000
+
+
+class _Log:
+    """The messages of one key, oldest first, each with the time it came and its weight."""
+
+    __slots__ = ("entries", "weight")
+
+    def __init__(self) -> None:
+        self.entries: deque[tuple[float, int, Message]] = deque()
+        self.weight = OVERHEAD
+
+
+class History:
+    """The last messages of all exchanges.
+
+    messages: per key. age: seconds. max_bytes: for all keys; beyond it the key that has been
+    silent longest goes. bytes: what it takes now.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], float],
+        *,
+        messages: int = DEFAULT_MESSAGES,
+        age: float = DEFAULT_AGE,
+        max_bytes: int = DEFAULT_BYTES,
+        watermarks: int = WATERMARKS,
+    ) -> None:
+        self._now = now
+        self._messages = messages
+        self._age = age
+        self._max_bytes = max_bytes
+        self._max_watermarks = watermarks
+        self.bytes = 0
+        # Silent longest first, so that age and pressure both evict from the front.
+        self._recent: OrderedDict[tuple[str, str], _Log] = OrderedDict()
+        self._logs: dict[str, dict[str, _Log]] = {}
+        self._evicted: dict[str, dict[str, int]] = {}
+        self._evictions: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._floors: dict[str, int] = {}
+
+    def add(self, exchange: str, message: Message) -> None:
+        """Keep a message (its offset is set) that was published to an exchange."""
+        now = self._now()
+        size = weight(message)
+        if size + OVERHEAD > self._max_bytes or not self._messages:
+            # What cannot be kept is evicted at once, and so is all before it.
+            self._evict_log(exchange, message.routing_key)
+            self._mark(exchange, message.routing_key, message.offset or 0)
+            return
+        place = (exchange, message.routing_key)
+        log = self._recent.get(place)
+        if log is None:
+            log = self._recent[place] = _Log()
+            self._logs.setdefault(exchange, {})[message.routing_key] = log
+            self.bytes += log.weight
+        else:
+            self._recent.move_to_end(place)
+        log.entries.append((now, size, message))
+        log.weight += size
+        self.bytes += size
+        if len(log.entries) > self._messages:
+            self._evict_oldest(exchange, message.routing_key, log)
+        self._trim(exchange, message.routing_key, log, now)
+        self._sweep(now)
+
+    def read(
+        self, exchange: str, key: str | None, matches: Callable[[str], bool]
+    ) -> tuple[int, list[Message]]:
+        """Return the watermark and the messages of a destination, oldest first.
+
+        key: the one routing key that it stands for, or None to try `matches` on all keys.
+        Messages at or before the watermark are what is left of other keys; after it the list
+        is complete.
+        """
+        now = self._now()
+        logs = self._logs.get(exchange, {})
+        keys: Iterable[str]
+        if key is not None:
+            keys = (key,) if key in logs else ()
+        else:
+            keys = [name for name in logs if matches(name)]
+        found: list[Message] = []
+        for name in keys:
+            log = logs[name]
+            self._trim(exchange, name, log, now)
+            found.extend(message for _, _, message in log.entries)
+        found.sort(key=_offset)
+        return self._watermark(exchange, key, matches), found
+
+    def forget(self, exchange: str, offset: int) -> None:
+        """Drop the history of an exchange that was deleted; all up to `offset` is gone."""
+        for key in list(self._logs.get(exchange, ())):
+            self._evict_log(exchange, key)
+        for key in self._evicted.pop(exchange, {}):
+            del self._evictions[exchange, key]
+        self._floors[exchange] = offset
+
+    def _watermark(self, exchange: str, key: str | None, matches: Callable[[str], bool]) -> int:
+        floor = self._floors.get(exchange, 0)
+        evicted = self._evicted.get(exchange)
+        if not evicted:
+            return floor
+        if key is not None:
+            return max(floor, evicted.get(key, 0))
+        offsets = (offset for name, offset in evicted.items() if offset > floor and matches(name))
+        return max(floor, max(offsets, default=0))
+
+    def _trim(self, exchange: str, key: str, log: _Log, now: float) -> None:
+        while log.entries and log.entries[0][0] <= now - self._age:
+            self._evict_oldest(exchange, key, log)
+        if not log.entries:
+            self._evict_log(exchange, key)
+
+    def _sweep(self, now: float) -> None:
+        while self._recent:
+            exchange, key = next(iter(self._recent))
+            log = self._recent[exchange, key]
+            if self.bytes <= self._max_bytes and log.entries[-1][0] > now - self._age:
+                return
+            self._evict_log(exchange, key)
+
+    def _evict_oldest(self, exchange: str, key: str, log: _Log) -> None:
+        _, size, message = log.entries.popleft()
+        log.weight -= size
+        self.bytes -= size
+        self._mark(exchange, key, message.offset or 0)
+
+    def _evict_log(self, exchange: str, key: str) -> None:
+        log = self._recent.pop((exchange, key), None)
+        if log is None:
+            return
+        logs = self._logs[exchange]
+        del logs[key]
+        if not logs:
+            del self._logs[exchange]
+        self.bytes -= log.weight
+        if log.entries:
+            self._mark(exchange, key, log.entries[-1][2].offset or 0)
+
+    def _mark(self, exchange: str, key: str, offset: int) -> None:
+        self._evicted.setdefault(exchange, {})[key] = offset
+        self._evictions[exchange, key] = None
+        self._evictions.move_to_end((exchange, key))
+        if len(self._evictions) <= self._max_watermarks:
+            return
+        (exchange, key), _ = self._evictions.popitem(last=False)
+        offset = self._evicted[exchange].pop(key)
+        self._floors[exchange] = max(self._floors.get(exchange, 0), offset)
+
+
+def _offset(message: Message) -> int:
+    return message.offset or 0

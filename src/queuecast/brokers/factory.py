@@ -1,0 +1,77 @@
+"""Which broker a URL asks for; its client library is imported only then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from ..errors import ConfigError
+from .base import Broker
+
+if TYPE_CHECKING:
+    from .rabbitmq.broker import RabbitBroker
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLimits:
+    """The embedded broker's memory of what was published: per key, age in seconds, in all."""
+
+    messages: int = 100
+    age: float = 300.0
+    bytes: int = 64 << 20
+
+
+def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = None) -> Broker:
+    """Return the broker of a URL, not yet started.
+
+    Raises ConfigError for an unknown scheme, a malformed URL, or a client library that is not
+    installed (with the command that installs it).
+    """
+    # The scheme alone: what else is wrong with a URL is its own broker's to say.
+    scheme = url.partition(":")[0].lower()
+    if scheme == "embedded":
+        from .embedded.broker import EmbeddedBroker
+
+        limits = history or HistoryLimits()
+        return EmbeddedBroker(
+            history_messages=limits.messages,
+            history_age=limits.age,
+            history_bytes=limits.bytes,
+        )
+    if scheme in ("amqp", "amqps"):
+        if find_spec("pika") is None:
+            raise ConfigError(f"{scheme}:// needs pika", "pip install 'queuecast[rabbitmq]'")
+        from .rabbitmq.broker import RabbitBroker
+
+        return RabbitBroker(url, cafile=cafile or None)
+    if scheme == "kafka":
+        raise ConfigError("kafka:// is not supported yet", "use embedded: or amqp://")
+    raise ConfigError(
+        f"broker.url has the unknown scheme {scheme!r}", "use embedded:, amqp:// or amqps://"
+    )
+
+
+def login_broker(
+    url: str, user: str, password: str, virtual_host: str | None, *, cafile: str = ""
+) -> RabbitBroker:
+    """Return the broker of an amqp:// or amqps:// URL as another user sees it, not yet started.
+
+    virtual_host: None for the URL's own. Raises ConfigError.
+    """
+    from .rabbitmq.broker import RabbitBroker
+
+    parts = urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    path = parts.path if virtual_host is None else "/" + quote(virtual_host, safe="")
+    made = urlunsplit(parts._replace(netloc=f"{login}@{place}", path=path))
+    return RabbitBroker(made, cafile=cafile or None)
+
+
+def default_virtual_host(url: str) -> str:
+    """Return the virtual host that an amqp:// or amqps:// URL names."""
+    from .rabbitmq.address import Address
+
+    return Address.parse(url).virtual_host

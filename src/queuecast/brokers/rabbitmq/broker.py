@@ -1,0 +1,235 @@
+"""RabbitMQ as a broker: two connections, one for consuming and one for publishing.
+
+A publisher that RabbitMQ blocks or slows down must not stop deliveries, hence two. Each is kept
+up by a supervisor; feeds, consumers and the publisher live on whatever link there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+from collections.abc import Sequence
+
+import pika.exceptions
+
+from ...destination import Destination
+from ...errors import QueuecastError, Unavailable
+from ...message import NO_PROPERTIES, Properties
+from ..base import (
+    DEFAULT_PREFETCH,
+    Consumer,
+    DeliverySink,
+    ExchangeSpec,
+    FeedReader,
+    FeedSink,
+    QueueSpec,
+)
+from .address import Address
+from .connection import Link
+from .consumers import Consumers
+from .failures import of_channel
+from .feeds import EXPIRES, REBIND, Feeds
+from .publisher import MAX_UNCONFIRMED, MAX_UNCONFIRMED_BYTES, Publisher
+from .supervisor import LAST_DELAY, Supervisor
+from .topology import Topology
+
+log = logging.getLogger(__name__)
+
+_UNSAFE = re.compile(r"[^\w\-]", re.ASCII)
+_CHECK = 1.0  # seconds between looks at overdue confirms
+
+
+class RabbitBroker:
+    """A RabbitMQ broker, 3.10 to 4.x.
+
+    node: this process's name in the names of its queues; random when None. cafile: see Address.
+    patience: seconds that a call waits for a broker that is away. confirm_timeout: seconds until
+    a missing confirm is an unknown outcome. expires: milliseconds that a feed's queue outlives
+    our connection. rebind: seconds between looks at exchanges and bindings. grace: seconds that
+    `close` waits for confirms. reconnect: seconds between attempts to connect, at most.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        node: str | None = None,
+        cafile: str | None = None,
+        patience: float = 5.0,
+        confirm_timeout: float = 30.0,
+        expires: int = EXPIRES,
+        rebind: float = REBIND,
+        zombie_patience: float = 10.0,
+        linger: float = 30.0,
+        grace: float = 5.0,
+        reconnect: float = LAST_DELAY,
+        max_unconfirmed: int = MAX_UNCONFIRMED,
+        max_unconfirmed_bytes: int = MAX_UNCONFIRMED_BYTES,
+    ) -> None:
+        address = Address.parse(url, cafile=cafile)
+        self._address = address
+        self.name = address.masked
+        node = _UNSAFE.sub("_", node)[:64] if node else secrets.token_hex(4)
+        self._grace = grace
+        self._topology = Topology()
+        self._consuming = Supervisor(
+            address,
+            f"queuecast {node} consuming",
+            on_up=self._on_consuming_up,
+            on_down=self._on_consuming_down,
+            last_delay=reconnect,
+        )
+        self._publishing = Supervisor(
+            address,
+            f"queuecast {node} publishing",
+            on_up=self._on_publishing_up,
+            on_down=lambda _why: None,
+            last_delay=reconnect,
+        )
+        self._feeds = Feeds(
+            self._consuming,
+            self._publishing,
+            self._topology,
+            f"queuecast.{node}",
+            patience=patience,
+            expires=expires,
+            rebind=rebind,
+            zombie_patience=zombie_patience,
+            linger=linger,
+        )
+        self._consumers = Consumers(self._consuming, self._topology, patience=patience)
+        self._publisher = Publisher(
+            self._publishing,
+            self._topology,
+            patience=patience,
+            confirm_timeout=confirm_timeout,
+            max_unconfirmed=max_unconfirmed,
+            max_unconfirmed_bytes=max_unconfirmed_bytes,
+        )
+        self._patience = patience
+        self._checking: asyncio.Task[None] | None = None
+        self._started = False
+        self._closed = False
+
+    async def start(self) -> None:
+        """Connect; raises Refused, NotFound (virtual host), ConfigError or Unavailable.
+
+        After it raised, it may be called again; after it succeeded, the connections come back by
+        themselves for ever.
+        """
+        if self._closed:
+            raise Unavailable("the broker was closed")
+        await self._consuming.start()
+        await self._publishing.start()
+        if self._checking is None:
+            self._checking = asyncio.create_task(self._check(), name="rabbitmq confirms")
+        self._started = True
+
+    async def check_login(self) -> None:
+        """Log in once more, to see whether the broker still lets us; raises as `start`."""
+        link = await Link.open(self._address, "queuecast login")
+        await link.close()
+
+    def know(self, exchanges: Sequence[ExchangeSpec], queues: Sequence[QueueSpec]) -> None:
+        """Take over how exchanges and queues are declared by another login."""
+        self._topology.know(exchanges, queues)
+
+    async def _on_consuming_up(self, link: Link) -> None:
+        try:
+            await self._topology.repeat(link)
+        except pika.exceptions.AMQPError as error:
+            raise of_channel(error) from None
+        self._feeds.on_up(link)
+        self._consumers.on_up(link)
+
+    def _on_consuming_down(self, why: str) -> None:
+        self._feeds.on_down(why)
+        self._consumers.on_down()
+
+    async def _on_publishing_up(self, link: Link) -> None:
+        try:
+            await self._publisher.on_up(link)
+        except pika.exceptions.AMQPError as error:
+            raise of_channel(error) from None
+
+    async def _check(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECK)
+            try:
+                self._publisher.check_confirms()
+            except Exception:
+                log.exception("checking for overdue confirms failed")
+
+    @property
+    def ready(self) -> bool:
+        """Whether both connections are up."""
+        return self._consuming.ready and self._publishing.ready
+
+    @property
+    def status(self) -> str:
+        """What is the matter, for people."""
+        for supervisor in (self._consuming, self._publishing):
+            if not supervisor.ready:
+                return supervisor.status
+        blocked = self._publishing.link.blocked if self._publishing.link else None
+        return f"connected, but takes no publishes: {blocked}" if blocked else "connected"
+
+    async def declare(
+        self, exchanges: Sequence[ExchangeSpec] = (), queues: Sequence[QueueSpec] = ()
+    ) -> None:
+        """Create what is configured and remember it; raises Conflict, Refused, Unavailable."""
+        link = await self._consuming.wait(self._patience)
+        await self._topology.declare(link, exchanges, queues)
+
+    async def publish(
+        self,
+        destination: Destination,
+        body: bytes,
+        properties: Properties = NO_PROPERTIES,
+        *,
+        mandatory: bool | None = None,
+    ) -> None:
+        """Publish and return once RabbitMQ has confirmed; see the broker interface.
+
+        Order is kept per exchange and, for /queue, per queue.
+        """
+        await self._publisher.publish(destination, body, properties, mandatory)
+
+    async def open_feed(self, destination: Destination, sink: FeedSink) -> FeedReader:
+        """Start reading; raises NotFound, Refused, Unsupported, Unavailable."""
+        try:
+            return await self._feeds.open(destination, sink)
+        except pika.exceptions.AMQPError as error:
+            raise of_channel(error) from None
+
+    async def consume(
+        self,
+        destination: Destination,
+        sink: DeliverySink,
+        *,
+        prefetch: int = DEFAULT_PREFETCH,
+    ) -> Consumer:
+        """Start consuming a queue; raises NotFound, Refused, Conflict, Unavailable."""
+        return await self._consumers.open(destination, sink, prefetch)
+
+    async def close(self) -> None:
+        """Wait for confirms, give unacked deliveries back, delete our queues, disconnect."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._publisher.close(self._grace)
+        for part in (self._consumers, self._feeds):
+            try:
+                await part.close()
+            except (QueuecastError, pika.exceptions.AMQPError) as error:
+                log.info("closing: %s", error)
+            except Exception:
+                log.exception("closing the feeds and consumers failed")
+        if self._checking is not None:
+            self._checking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._checking
+        await asyncio.gather(self._consuming.close(), self._publishing.close())

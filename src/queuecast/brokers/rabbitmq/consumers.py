@@ -1,0 +1,410 @@
+"""Consumers: one channel each on the consuming connection, with the client's own prefetch.
+
+Acks name tags that this consumer gave out and that are still outstanding; all others are
+ignored here, because RabbitMQ would answer one unknown tag by closing the channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from typing import Any
+
+import pika.exceptions
+
+from ...destination import Destination, Kind
+from ...errors import (
+    BadRequest,
+    Conflict,
+    LimitExceeded,
+    NotFound,
+    QueuecastError,
+    Refused,
+    Unsupported,
+)
+from ..base import Delivery, DeliverySink
+from .connection import Channel, Link
+from .content import to_message
+from .failures import missing_queue, of_channel, reason
+from .supervisor import Supervisor
+from .topology import Topology, check_queue, ensure_queue
+
+log = logging.getLogger(__name__)
+
+_FIRST_RETRY = 0.5  # seconds
+_LAST_RETRY = 15.0
+# Seconds that a pause must last before the broker hears of it: a socket that is full for a
+# moment should not cost a cancel, which in a quorum queue disturbs the order.
+_BRIEF = 0.25
+MAX_PREFETCH = 65_535  # AMQP's field has 16 bits
+# Bytes of bodies held for a sink that is paused. A prefetch of a thousand large messages would
+# otherwise stand in memory for each client that does not read.
+MAX_HELD_BYTES = 4 << 20
+# Channels that consumers leave to feeds and to questions about exchanges and queues: clients of
+# work queues must not be able to stop everybody's feeds.
+RESERVED_CHANNELS = 256
+
+
+class Consumers:
+    """All consumers of this node."""
+
+    def __init__(self, supervisor: Supervisor, topology: Topology, *, patience: float) -> None:
+        self._supervisor = supervisor
+        self._topology = topology
+        self._patience = patience
+        self._all: set[QueueConsumer] = set()
+        self._opening = 0
+
+    def on_up(self, link: Link) -> None:
+        """Open every consumer again on a new link."""
+        for consumer in self._all:
+            consumer.on_up(link)
+
+    def on_down(self) -> None:
+        """Tell every consumer that its deliveries are void."""
+        for consumer in list(self._all):
+            consumer.on_down()
+
+    async def open(
+        self, destination: Destination, sink: DeliverySink, prefetch: int
+    ) -> QueueConsumer:
+        """Start a consumer; see the broker interface."""
+        if destination.kind not in (Kind.QUEUE, Kind.AMQ_QUEUE, Kind.REPLY_QUEUE):
+            raise Unsupported(f"{destination} names no queue")
+        if not 1 <= prefetch <= MAX_PREFETCH:
+            raise BadRequest(f"prefetch {prefetch}", f"it is 1 to {MAX_PREFETCH}")
+        link = await self._supervisor.wait(self._patience)
+        if len(self._all) + self._opening >= link.channel_max - RESERVED_CHANNELS:
+            raise LimitExceeded(
+                f"the gateway has {len(self._all)} consumers, that is the limit",
+                "raise channel_max in RabbitMQ's configuration",
+            )
+        consumer = QueueConsumer(self, self._topology, destination, sink, prefetch)
+        self._opening += 1
+        try:
+            await consumer.open(link)
+        finally:
+            self._opening -= 1
+        self._all.add(consumer)
+        current = self._supervisor.link
+        if current is not link:
+            # The link went while this one was opened on it.
+            consumer.on_down()
+            if current is not None:
+                consumer.on_up(current)
+        return consumer
+
+    def forget(self, consumer: QueueConsumer) -> None:
+        self._all.discard(consumer)
+
+    async def close(self) -> None:
+        """Close all; their unacked deliveries go back."""
+        await asyncio.gather(*(consumer.close() for consumer in list(self._all)))
+
+
+class QueueConsumer:
+    """One subscription's consumer."""
+
+    def __init__(
+        self,
+        consumers: Consumers,
+        topology: Topology,
+        destination: Destination,
+        sink: DeliverySink,
+        prefetch: int,
+    ) -> None:
+        self._consumers = consumers
+        self._topology = topology
+        self._destination = destination
+        self._queue = destination.name
+        self._sink = sink
+        self._prefetch = prefetch
+        self._channel: Channel | None = None
+        # The broker numbers deliveries anew on each channel; ours go on from `_base`.
+        self._base = 0
+        self._last = 0
+        self._outstanding: set[int] = set()  # bounded by the prefetch
+        # What came while paused, in order; bounded by the prefetch and MAX_HELD_BYTES.
+        self._held: deque[Delivery] = deque()
+        self._held_bytes = 0
+        # The channel's own tags of what came when no more could be held; bounded by the
+        # prefetch. They go back once the broker has stopped sending: earlier, it would send
+        # them again at once, behind their successors.
+        self._surplus: list[int] = []
+        self._tag: str | None = None  # of the consumer at the broker, while there is one
+        self._tags = 0
+        self._paused = False
+        self._closed = False
+        self._opening = False
+        self._switching: asyncio.Task[None] | None = None
+        self._reopening: asyncio.Task[None] | None = None
+
+    async def open(self, link: Link) -> None:
+        """Consume on this link; raises NotFound, Refused, Conflict, Unavailable."""
+        if self._destination.kind is Kind.QUEUE:
+            await ensure_queue(link, self._topology.queue(self._queue))
+        channel: Channel | None = None
+        self._opening = True
+        try:
+            channel = await link.channel()
+            self._watch(channel)
+            await channel.qos(self._prefetch)
+            self._base = self._last
+            self._channel = channel
+            self._tag = None
+            if not self._paused:
+                await self._start(channel)
+            if not channel.is_open:
+                if not channel.closed.done():
+                    raise missing_queue(self._queue)  # it was deleted just now
+                raise of_channel(channel.closed.result())
+        except BaseException as error:
+            self._channel = None
+            self._forget()
+            if channel is not None and channel.is_open and not channel.raw.is_closing:
+                channel.raw.close()
+            if isinstance(error, pika.exceptions.AMQPError):
+                raise of_channel(error) from None
+            raise
+        finally:
+            self._opening = False
+
+    def _watch(self, channel: Channel) -> None:
+        channel.on_closed = lambda why: self._on_channel_closed(channel, why)
+        channel.on_cancel = lambda tag: self._on_cancelled(channel, tag)
+
+    async def _start(self, channel: Channel) -> None:
+        self._tags += 1
+        tag = f"consumer-{self._tags}"
+
+        def on_message(deliver: Any, properties: Any, body: bytes) -> None:
+            if channel is self._channel and not self._closed:
+                self._take(Delivery(to_message(deliver, properties, body), deliver.delivery_tag))
+
+        self._tag = tag
+        await channel.consume(self._queue, tag, on_message)
+
+    def _take(self, delivery: Delivery) -> None:
+        size = len(delivery.message.body)
+        waits = self._paused or bool(self._held)
+        if self._surplus or (waits and self._held and self._held_bytes + size > MAX_HELD_BYTES):
+            self._surplus.append(delivery.tag)
+            self._switch()
+            return
+        delivery.tag += self._base
+        self._last = delivery.tag
+        self._outstanding.add(delivery.tag)
+        if waits:
+            self._held.append(delivery)
+            self._held_bytes += size
+        else:
+            self._deliver(delivery)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        try:
+            self._sink.deliver(delivery)
+        except Exception:
+            # Nobody would ever settle it: the consumer ends, and it goes back to the queue.
+            log.exception("a consumer's sink failed")
+            channel, self._channel = self._channel, None
+            self._forget()
+            if channel is not None:
+                channel.abandon()
+            self._end(QueuecastError("the consumer failed inside the gateway, see its log"))
+
+    def _forget(self) -> None:
+        """Forget deliveries that are void or were given back."""
+        self._outstanding.clear()
+        self._held.clear()
+        self._held_bytes = 0
+        self._surplus.clear()
+
+    # Settling
+
+    def ack(self, tag: int) -> bool:
+        """Settle one delivery; False when the tag is unknown or of an older connection."""
+        channel = self._channel
+        if tag not in self._outstanding or channel is None:
+            return False
+        self._outstanding.discard(tag)
+        channel.ack(tag - self._base)
+        return True
+
+    def nack(self, tag: int, *, requeue: bool = True) -> bool:
+        """Give one delivery back or dead-letter it; as ack otherwise."""
+        channel = self._channel
+        if tag not in self._outstanding or channel is None:
+            return False
+        self._outstanding.discard(tag)
+        channel.nack(tag - self._base, requeue=requeue)
+        return True
+
+    # Pausing
+
+    def pause(self) -> None:
+        """Stop new deliveries; what is on its way is held until `resume`."""
+        if not self._paused and not self._closed:
+            self._paused = True
+            self._switch()
+
+    def resume(self) -> None:
+        """Take deliveries again, those held first."""
+        if not self._paused or self._closed:
+            return
+        self._paused = False
+        while self._held and not self._paused:
+            delivery = self._held.popleft()
+            self._held_bytes -= len(delivery.message.body)
+            self._deliver(delivery)
+        self._switch()
+
+    def _switch(self) -> None:
+        # A task that has returned but whose callback has not run yet would miss this change.
+        if self._switching is None or self._switching.done():
+            self._switching = asyncio.get_running_loop().create_task(self._follow())
+            self._switching.add_done_callback(self._switched)
+
+    def _switched(self, task: asyncio.Task[None]) -> None:
+        if self._switching is task:
+            self._switching = None
+        if not task.cancelled() and task.exception() is not None:
+            log.error("pausing a consumer failed", exc_info=task.exception())
+
+    async def _follow(self) -> None:
+        """Make the consumer at the broker what `_paused` says, one call at a time."""
+        while not self._closed:
+            channel = self._channel
+            if channel is None or not channel.is_open:
+                return
+            if self._paused == (self._tag is None) and not self._surplus:
+                return
+            try:
+                if self._surplus:
+                    await self._stop(channel)
+                elif self._paused:
+                    await asyncio.sleep(_BRIEF)
+                    if self._paused and channel is self._channel:
+                        await self._stop(channel)
+                else:
+                    await self._start(channel)
+            except pika.exceptions.AMQPError:
+                return  # the channel's end is handled where it is noticed
+
+    async def _stop(self, channel: Channel) -> None:
+        """Have the broker send no more, then give back what could not be held."""
+        tag, self._tag = self._tag, None
+        if tag is not None:
+            await channel.cancel(tag)
+        if channel is self._channel:
+            surplus, self._surplus = self._surplus, []
+            for each in surplus:
+                channel.nack(each, requeue=True)
+
+    # Losing and finding
+
+    def _void(self) -> None:
+        had = bool(self._outstanding) or self._channel is not None
+        self._channel = None
+        self._tag = None
+        self._forget()
+        self._base = self._last
+        if had and not self._closed:
+            self._guard_sink(self._sink.reset)
+
+    @staticmethod
+    def _guard_sink(call: Any, *args: Any) -> None:
+        try:
+            call(*args)
+        except Exception:
+            log.exception("a consumer's sink failed")
+
+    def on_down(self) -> None:
+        """The connection is gone: what is unacked comes again."""
+        self._stop_reopening()
+        if self._channel is not None:
+            self._void()
+
+    def on_up(self, link: Link) -> None:
+        """A new connection is there."""
+        if not self._closed:
+            self._reopen(link)
+
+    def _on_channel_closed(self, channel: Channel, why: BaseException) -> None:
+        if channel is not self._channel or self._opening:
+            return  # while it is being opened, `open` raises the reason
+        self._void()
+        if channel.link.is_open and not self._closed:
+            log.warning("the consumer of queue %r: %s", self._queue, reason(why))
+            self._reopen(channel.link)
+
+    def _on_cancelled(self, channel: Channel, tag: str) -> None:
+        # The queue was deleted, or moved to another node of the broker.
+        if channel is not self._channel or tag != self._tag:
+            return
+        if self._opening:
+            channel.abandon()  # `open` raises the reason
+            return
+        self._void()
+        if channel.is_open:
+            channel.raw.close()
+        self._reopen(channel.link, deleted=True)
+
+    def _reopen(self, link: Link, *, deleted: bool = False) -> None:
+        self._stop_reopening()
+        task = asyncio.get_running_loop().create_task(self._reopen_until_done(link, deleted))
+        task.add_done_callback(self._reopened)
+        self._reopening = task
+
+    def _reopened(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("reopening a consumer failed", exc_info=task.exception())
+
+    def _stop_reopening(self) -> None:
+        if self._reopening is not None:
+            self._reopening.cancel()
+            self._reopening = None
+
+    async def _reopen_until_done(self, link: Link, deleted: bool) -> None:
+        delay = _FIRST_RETRY
+        while not self._closed and link.is_open:
+            try:
+                if deleted:
+                    # A queue that somebody deleted is not made again behind their back.
+                    await check_queue(link, self._queue)
+                await self.open(link)
+                return
+            except (NotFound, Refused) as error:
+                self._end(error)
+                return
+            except Conflict as error:
+                # An exclusive holder, often our own old connection, may go away.
+                log.info("the consumer of queue %r waits: %s", self._queue, error)
+            except QueuecastError as error:
+                log.info("the consumer of queue %r: %s", self._queue, error)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LAST_RETRY)
+
+    def _end(self, error: QueuecastError) -> None:
+        self._closed = True
+        self._consumers.forget(self)
+        if isinstance(error, NotFound):
+            error = NotFound(f"the queue {self._queue!r} was deleted")
+        self._guard_sink(self._sink.cancelled, error)
+
+    async def close(self) -> None:
+        """End the consumer; closing its channel gives unacked deliveries back."""
+        self._closed = True
+        self._stop_reopening()
+        if self._switching is not None:
+            self._switching.cancel()
+        channel, self._channel = self._channel, None
+        self._forget()
+        try:
+            if channel is not None and channel.is_open:
+                with contextlib.suppress(pika.exceptions.AMQPError):
+                    await channel.close()
+        finally:
+            # Only now: until its channel is closed it counts.
+            self._consumers.forget(self)

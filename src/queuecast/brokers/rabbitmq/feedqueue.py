@@ -1,0 +1,337 @@
+"""A feed's queue at the broker: all destinations of one exchange, told apart here.
+
+One task works on each queue: it opens or recovers it after a connect, and binds and unbinds what
+the readers want, so that openings and closings of one destination cannot overtake each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import pika.exceptions
+
+from ...errors import Conflict, NotFound, QueuecastError, Unavailable
+from ..base import FeedSink
+from .connection import Channel, Link
+from .content import to_message
+from .failures import NOT_FOUND, missing_exchange, of_channel, reason
+from .intake import PREFETCH, Intake
+from .readers import Reader, Readers
+from .recovery import RESTARTED, UNWATCHED
+from .topology import check_queue, exchange_exists
+
+if TYPE_CHECKING:
+    from .canary import Canary
+    from .feeds import Feeds
+
+log = logging.getLogger(__name__)
+
+# Bindings per round trip: small enough that the first of ten thousand openings is answered soon.
+_BATCH = 64
+# Bindings declared anew per interval; a binding costs the broker up to a millisecond.
+_REBIND = 500
+_UNSAFE = re.compile(r"[^\w.\-]", re.ASCII)
+
+
+class FeedQueue:
+    """The queue of one exchange (or, where we cannot match ourselves, of one destination)."""
+
+    def __init__(self, feeds: Feeds, exchange: str, kind: str) -> None:
+        self._feeds = feeds
+        self.exchange = exchange
+        self.kind = kind
+        self.name = ""
+        self.canary: Canary | None = None
+        self._work = asyncio.Event()
+        self._readers = Readers(kind, self._work.set)
+        self._intake = Intake(self._readers)
+        self._channel: Channel | None = None
+        self._link: Link | None = None
+        self._loop = asyncio.get_running_loop()
+        self._closing = False
+        self._task = self._loop.create_task(self._run(), name=f"feed of exchange {exchange!r}")
+        self._task.add_done_callback(self._ended)
+
+    @property
+    def is_empty(self) -> bool:
+        return self._readers.is_empty
+
+    def is_on(self, link: Link) -> bool:
+        """Whether this queue is consumed on that link."""
+        return link is self._link and self._channel is not None
+
+    def add(self, key: str, sink: FeedSink) -> Reader:
+        """Add a reader; await its `opened`."""
+        return self._readers.add(key, sink)
+
+    def on_down(self, why: str) -> None:
+        """Fail the openings in progress; the connection is gone."""
+        self._intake.stop_recovery()
+        self._readers.refuse(Unavailable(f"RabbitMQ is away: {why}"))
+        self._readers.unbound()
+
+    def wake(self) -> None:
+        """Look at the link and the bindings again."""
+        self._work.set()
+
+    def rebind(self) -> None:
+        """Declare bindings anew, in turns: an exchange may have been deleted and made again."""
+        if self._channel is None:
+            self._work.set()
+        else:
+            self._readers.refresh(_REBIND)
+
+    # The task
+
+    async def _run(self) -> None:
+        failures = 0
+        while not self._closing:
+            await self._work.wait()
+            self._work.clear()
+            link = self._feeds.link
+            if link is None or not link.is_open:
+                continue
+            try:
+                if link is not self._link or self._channel is None or not self._channel.is_open:
+                    await self._establish(link)
+                await self._apply(link)
+                failures = 0
+                continue
+            except (QueuecastError, pika.exceptions.AMQPError) as error:
+                problem = error
+            except Exception as error:
+                log.exception("the feed of exchange %r failed", self.exchange)
+                problem = error
+            if not link.is_open:
+                continue
+            failures += 1
+            failure = of_channel(problem, self.exchange)
+            if failures == 1:
+                log.warning("the feed of exchange %r: %s", self.exchange, failure)
+            self._readers.refuse(failure)
+            self._loop.call_later(min(0.25 * 2 ** min(failures, 16), 15.0), self._work.set)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        log.error("the feed of exchange %r ended", self.exchange, exc_info=task.exception())
+        self._feeds.forget(self)
+        self._readers.fail(QueuecastError("the feed failed inside the gateway, see its log"))
+
+    async def _establish(self, link: Link) -> None:
+        """Have a consumed queue on this link."""
+        old, self._channel = self._channel, None
+        self._intake.stop_recovery()
+        self._link = link
+        if old is not None and old.is_open:
+            await old.close()
+        if self.name:
+            lost = await self._recover(link)
+            if lost is None:
+                return
+            # Noted before anything else can fail: the next attempt finds no queue to recover.
+            self._intake.owed = lost
+            await self._delete(link)
+        await self._create(link)
+        if self._intake.owed is not None:
+            # Told when each is bound again: until then it goes on losing messages.
+            self._readers.owe(self._intake.owed)
+            self._intake.owed = None
+
+    async def _create(self, link: Link) -> None:
+        clean = _UNSAFE.sub("_", self.exchange)[:100]
+        name = f"{self._feeds.prefix}.{clean}.{secrets.token_hex(4)}"
+        canary = await self._feeds.canary_of(link)
+        async with link.probe() as channel:
+            await channel.call(
+                "queue_declare",
+                name,
+                durable=True,
+                arguments={"x-queue-type": "classic", "x-expires": self._feeds.expires},
+            )
+        self.name = name
+        self.canary = canary
+        self._intake.renew()
+        self._readers.unbound()
+        await self._consume(link)
+
+    async def _recover(self, link: Link) -> str | None:
+        """Go on with the queue that we had; returns why that is not possible, if it is not."""
+        deadline = self._loop.time() + self._feeds.zombie_patience
+        while True:
+            try:
+                ready, consumers = await check_queue(link, self.name)
+            except NotFound:
+                return "the feed's queue expired while the broker was away"
+            if not consumers:
+                break
+            # The broker still believes in our old connection: what it was sent comes back, in
+            # order, only when that is gone.
+            if self._loop.time() >= deadline:
+                return "the broker did not let go of the old connection"
+            await asyncio.sleep(0.1)
+        canary = self.canary
+        alive = (
+            self._intake.owed is None
+            and canary is not None
+            and await self._feeds.is_alive(link, canary)
+        )
+        fresh = canary if alive else await self._feeds.canary_of(link)
+        if alive:
+            self._intake.resume(ready)
+        else:
+            self._intake.restart(ready, RESTARTED if canary is not None else UNWATCHED)
+        self._readers.unbound()
+        await self._consume(link)
+        self.canary = fresh
+        return None
+
+    async def _consume(self, link: Link) -> None:
+        channel = await link.channel()
+        channel.on_closed = lambda why: self._on_channel_closed(channel, why)
+        channel.on_cancel = lambda _tag: self._on_cancelled(channel)
+
+        def on_message(deliver: Any, properties: Any, body: bytes) -> None:
+            if channel is self._channel:
+                self._intake.take(to_message(deliver, properties, body), deliver.delivery_tag)
+
+        try:
+            await channel.qos(PREFETCH)
+            self._channel = channel
+            self._intake.attach(channel)
+            await channel.consume(self.name, "feed", on_message, exclusive=True)
+        except BaseException:
+            self._channel = None
+            channel.abandon()
+            raise
+
+    def _on_channel_closed(self, channel: Channel, why: BaseException) -> None:
+        if channel is not self._channel:
+            return
+        self._lose_channel()
+        link = self._link
+        if link is not None and link.is_open and not self._closing:
+            log.warning("the feed of exchange %r: %s", self.exchange, reason(why))
+
+    def _on_cancelled(self, channel: Channel) -> None:
+        if channel is self._channel:
+            log.warning("the queue %s of exchange %r was deleted", self.name, self.exchange)
+            self._lose_channel()
+
+    def _lose_channel(self) -> None:
+        self._intake.detach()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.abandon()
+        self._work.set()
+
+    # Bindings
+
+    async def _apply(self, link: Link) -> None:
+        """Bind what has readers and is not bound, unbind what has none."""
+        while self._readers.has_stale:
+            wanted, unwanted = self._readers.take_stale(_BATCH)
+            try:
+                if wanted:
+                    await self._bind(link, wanted)
+                if unwanted:
+                    await self._unbind(link, unwanted)
+            except BaseException:
+                self._readers.put_back([*wanted, *unwanted])
+                raise
+
+    async def _bind(self, link: Link, keys: list[str]) -> None:
+        try:
+            async with link.probe() as channel:
+                for key in keys[:-1]:
+                    # Without an answer each; the last one's answer is for all.
+                    channel.raw.queue_bind(self.name, self.exchange, key)
+                await channel.call("queue_bind", self.name, self.exchange, keys[-1])
+        except pika.exceptions.ChannelClosedByBroker as error:
+            if error.reply_code == NOT_FOUND:
+                self._bind_failed(keys, error)
+            elif len(keys) == 1:
+                self._readers.refuse(of_channel(error, self.exchange), keys)
+            else:
+                # One of them was refused, and RabbitMQ ignored those after it.
+                for key in keys:
+                    await self._bind(link, [key])
+            return
+        self._readers.bound(keys)
+
+    def _bind_failed(self, keys: list[str], error: pika.exceptions.ChannelClosedByBroker) -> None:
+        """Handle a missing exchange (retried later) or queue (made anew)."""
+        if "no queue" in error.reply_text:
+            self._lose_channel()
+            raise of_channel(error)
+        self._feeds.topology.forget(self.exchange)
+        self._readers.refuse(missing_exchange(self.exchange), keys)
+        if self._readers.missing(keys, f"the exchange {self.exchange!r} was missing"):
+            log.warning("exchange %r is missing: its feeds wait for it to come back", self.exchange)
+
+    async def _unbind(self, link: Link, keys: list[str]) -> None:
+        bound = self._readers.unbinding(keys)
+        if bound:
+            try:
+                async with link.probe() as channel:
+                    answers = [
+                        channel.call("queue_unbind", self.name, self.exchange, key) for key in bound
+                    ]
+                    results = await asyncio.gather(*answers, return_exceptions=True)
+                    for result in results:
+                        if isinstance(result, BaseException):
+                            raise result
+            except pika.exceptions.ChannelClosedByBroker as error:
+                log.debug("unbinding from exchange %r: %s", self.exchange, reason(error))
+        self._readers.forget(keys)
+        if self.is_empty:
+            self._feeds.on_empty(self)
+
+    async def revive(self, link: Link) -> None:
+        """Look after a missing exchange: declare it if it is configured, check its type."""
+        lost, unmatched = self._readers.has_lost, self._readers.take_unmatched()
+        if not lost and not unmatched:
+            return
+        if unmatched:
+            # Perhaps it was made anew with another type, between two looks.
+            self._feeds.topology.forget(self.exchange)
+        try:
+            await self._feeds.topology.repeat_exchange(link, self.exchange)
+            await exchange_exists(link, self.exchange)
+            kind = await self._feeds.topology.exchange_type(link, self.exchange)
+        except NotFound:
+            return
+        if kind != self.kind:
+            self._readers.fail(
+                Conflict(f"exchange {self.exchange!r} was {self.kind} and came back as {kind}")
+            )
+
+    # The end
+
+    async def _delete(self, link: Link) -> None:
+        if not self.name:
+            return
+        with contextlib.suppress(QueuecastError, pika.exceptions.AMQPError):
+            async with link.probe() as channel:
+                await channel.call("queue_delete", self.name)
+        self.name = ""
+
+    async def close(self) -> None:
+        """Stop working and delete the queue, if the broker is there."""
+        self._closing = True
+        self._intake.stop_recovery()
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._readers.close(Unavailable("the gateway is closing"))
+        channel, self._channel = self._channel, None
+        link = self._link
+        if channel is not None and channel.is_open:
+            await channel.close()
+        if link is not None and link.is_open:
+            await self._delete(link)

@@ -1,0 +1,226 @@
+"""Exchanges and queues: what is configured, what type an exchange has, whether a queue is there.
+
+All of it happens on throw-away channels, because RabbitMQ answers a refusal by closing the
+channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+import pika.exceptions
+
+from ...errors import Conflict, NotFound, QueuecastError
+from ..base import EXCHANGE_TYPES, PREDECLARED, ExchangeSpec, QueueSpec
+from .connection import Link
+from .failures import NOT_FOUND, PRECONDITION_FAILED, missing_exchange, of_channel, plain
+
+log = logging.getLogger(__name__)
+
+# What we call an exchange whose type we cannot learn or match by: a plugin's, or one that this
+# login may not declare.
+OPAQUE = "opaque"
+
+# RabbitMQ compares the type first; the text is the same from 3.8 to 4.x.
+_TYPE = re.compile(r"inequivalent arg 'type' .*current is '([^']+)'")
+
+
+class Topology:
+    """What was declared, to be repeated after a reconnect, and what was learned."""
+
+    def __init__(self) -> None:
+        self._exchanges: dict[str, ExchangeSpec] = {}
+        self._queues: dict[str, QueueSpec] = {}
+        self._learned: dict[str, str] = {}
+        # Configured, and declared by another login than ours.
+        self._known_exchanges: dict[str, ExchangeSpec] = {}
+        self._known_queues: dict[str, QueueSpec] = {}
+
+    def know(self, exchanges: Sequence[ExchangeSpec], queues: Sequence[QueueSpec]) -> None:
+        """Take over what another login declares, without declaring it."""
+        self._known_exchanges = {each.name: each for each in exchanges}
+        self._known_queues = {each.name: each for each in queues}
+
+    async def declare(
+        self, link: Link, exchanges: Sequence[ExchangeSpec], queues: Sequence[QueueSpec]
+    ) -> None:
+        """Create exchanges and queues, then remember them; raises Conflict, Refused, NotFound."""
+        for exchange in exchanges:
+            await _declare_exchange(link, exchange)
+            self._exchanges[exchange.name] = exchange
+        for queue in queues:
+            await _declare_queue(link, queue)
+            self._queues[queue.name] = queue
+
+    async def repeat(self, link: Link) -> None:
+        """Declare everything again on a new link; a refusal is logged, the rest goes on."""
+        self._learned.clear()
+        for exchange in list(self._exchanges.values()):
+            try:
+                await _declare_exchange(link, exchange)
+            except QueuecastError as error:
+                if not link.is_open:
+                    raise
+                log.error("exchange %r cannot be declared again: %s", exchange.name, error)
+        for queue in list(self._queues.values()):
+            try:
+                await _declare_queue(link, queue)
+            except QueuecastError as error:
+                if not link.is_open:
+                    raise
+                log.error("queue %r cannot be declared again: %s", queue.name, error)
+
+    async def repeat_exchange(self, link: Link, name: str) -> None:
+        """Declare one configured exchange again, if it is configured."""
+        exchange = self._exchanges.get(name)
+        if exchange is not None:
+            await _declare_exchange(link, exchange)
+
+    def queue(self, name: str) -> QueueSpec:
+        """Return how `/queue/name` is declared: as configured, else just durable."""
+        return self._queues.get(name) or self._known_queues.get(name) or QueueSpec(name)
+
+    async def exchange_type(self, link: Link, name: str) -> str:
+        """Return direct, topic, fanout, headers or OPAQUE; raises NotFound, Unavailable."""
+        known = PREDECLARED.get(name)
+        if known is not None:
+            return known
+        exchange = self._exchanges.get(name) or self._known_exchanges.get(name)
+        if exchange is not None:
+            return exchange.type
+        learned = self._learned.get(name)
+        if learned is None:
+            learned = self._learned[name] = await _ask_type(link, name)
+        return learned
+
+    def forget(self, name: str) -> None:
+        """Ask the broker anew next time."""
+        self._learned.pop(name, None)
+
+
+async def exchange_exists(link: Link, name: str) -> None:
+    """Return if the exchange exists; raises NotFound, Unavailable."""
+    if name in PREDECLARED:
+        return
+    try:
+        async with link.probe() as channel:
+            await channel.call("exchange_declare", name, passive=True)
+    except pika.exceptions.AMQPError as error:
+        raise of_channel(error, name) from None
+
+
+async def _ask_type(link: Link, name: str) -> str:
+    await exchange_exists(link, name)
+    try:
+        async with link.probe() as channel:
+            # Its refusal names the real type. Should the exchange vanish in between, what this
+            # creates goes away with its first binding.
+            await channel.call(
+                "exchange_declare", name, exchange_type="topic", durable=True, auto_delete=True
+            )
+    except pika.exceptions.ChannelClosed as error:
+        found = _TYPE.search(error.reply_text)
+        if found is not None:
+            return found[1] if found[1] in EXCHANGE_TYPES else OPAQUE
+        if error.reply_code == PRECONDITION_FAILED and "inequivalent arg" in error.reply_text:
+            return "topic"  # the type was right, something else was not
+        if error.reply_code == NOT_FOUND:
+            raise missing_exchange(name) from None
+        return OPAQUE
+    except pika.exceptions.AMQPError as error:
+        raise of_channel(error, name) from None
+    return "topic"
+
+
+async def _declare_exchange(link: Link, spec: ExchangeSpec) -> None:
+    if spec.name in PREDECLARED:
+        if PREDECLARED[spec.name] != spec.type:
+            raise Conflict(
+                f"exchange {spec.name!r} is predeclared as {PREDECLARED[spec.name]}, "
+                f"configured is {spec.type}"
+            )
+        return
+    try:
+        async with link.probe() as channel:
+            await channel.call(
+                "exchange_declare",
+                spec.name,
+                exchange_type=spec.type,
+                durable=spec.durable,
+                auto_delete=spec.auto_delete,
+                arguments=dict(spec.arguments),
+            )
+    except pika.exceptions.AMQPError as error:
+        raise _conflict(error, "exchange", spec.name, _exchange_words(spec)) from None
+
+
+async def _declare_queue(link: Link, spec: QueueSpec) -> None:
+    try:
+        async with link.probe() as channel:
+            await channel.call(
+                "queue_declare",
+                spec.name,
+                durable=spec.durable,
+                exclusive=spec.exclusive,
+                auto_delete=spec.auto_delete,
+                arguments=dict(spec.arguments),
+            )
+    except pika.exceptions.AMQPError as error:
+        raise _conflict(error, "queue", spec.name, _queue_words(spec)) from None
+    for binding in spec.bindings:
+        try:
+            async with link.probe() as channel:
+                await channel.call(
+                    "queue_bind",
+                    spec.name,
+                    binding.exchange,
+                    binding.key,
+                    arguments=dict(binding.arguments),
+                )
+        except pika.exceptions.AMQPError as error:
+            raise of_channel(error, binding.exchange) from None
+
+
+def _conflict(error: BaseException, kind: str, name: str, wanted: str) -> QueuecastError:
+    if isinstance(error, pika.exceptions.ChannelClosed) and (
+        error.reply_code == PRECONDITION_FAILED
+    ):
+        return Conflict(
+            f"{kind} {name!r} exists with other properties: {plain(error.reply_text)}",
+            f"configured is {wanted}",
+        )
+    return of_channel(error)
+
+
+def _exchange_words(spec: ExchangeSpec) -> str:
+    return (
+        f"type={spec.type}, durable={spec.durable}, auto_delete={spec.auto_delete}, "
+        f"arguments={dict(spec.arguments)}"
+    )
+
+
+def _queue_words(spec: QueueSpec) -> str:
+    return (
+        f"durable={spec.durable}, exclusive={spec.exclusive}, auto_delete={spec.auto_delete}, "
+        f"arguments={dict(spec.arguments)}"
+    )
+
+
+async def ensure_queue(link: Link, spec: QueueSpec) -> None:
+    """Declare a queue unless it is there, with whatever properties; raises as of_channel."""
+    try:
+        await check_queue(link, spec.name)
+    except NotFound:
+        await _declare_queue(link, spec)
+
+
+async def check_queue(link: Link, name: str) -> tuple[int, int]:
+    """Return the numbers of ready messages and of consumers; raises NotFound, Conflict."""
+    try:
+        async with link.probe() as channel:
+            answer = await channel.call("queue_declare", name, passive=True)
+    except pika.exceptions.AMQPError as error:
+        raise of_channel(error) from None
+    return answer.message_count, answer.consumer_count

@@ -1,0 +1,1 @@
+"""Bytes to events and back: sans-I/O, no clock, no logging of bodies."""

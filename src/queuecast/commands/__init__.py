@@ -1,0 +1,1 @@
+"""What each command of `queuecast` does; cli.py reads its arguments."""

@@ -1,0 +1,146 @@
+"""`queuecast serve` and `queuecast demo`: a gateway until a signal comes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .. import __version__, options
+from ..config import Config, load
+from .failure import Failure, complain
+
+_LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+# Seconds beyond the configured grace after which a shutdown that hangs is given up.
+_PATIENCE = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Run the gateway; raises QueuecastError and Failure for what stops it."""
+    config = load(flags_of(arguments), file=arguments.config)
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format=_LOG_FORMAT, stream=sys.stderr, force=True
+    )
+    # aiohttp's access log would repeat what stands in query strings, tokens among it.
+    logging.getLogger("aiohttp.access").disabled = True
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_run(config))
+
+
+def flags_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the flags that were given, as texts by option path."""
+    flags: dict[str, str] = {}
+    for each in options.options(Config):
+        value = getattr(arguments, each.path, None) if each.flag else None
+        if value is not None:
+            flags[each.path] = str(value).lower() if isinstance(value, bool) else value
+    if arguments.command == "demo":
+        flags.setdefault("server.demo", "true")
+    return flags
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None  # where it does not exist, plain asyncio does the same more slowly
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _run(config: Config) -> int:
+    # Here, not above: the other commands need none of it.
+    from ..gateway import Gateway
+
+    gateway = Gateway(config)
+    asked = asyncio.Event()
+    _on_signals(asked)
+    stopping = asyncio.create_task(asked.wait())
+    starting = asyncio.create_task(gateway.start())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait((starting,))
+            return 0
+        try:
+            await starting
+        except OSError as error:
+            raise Failure(_why_not(error, config)) from None
+        print(
+            banner(
+                config,
+                gateway.url,
+                gateway.broker.name,
+                gateway.server.sockets.limit,
+                gateway.stomp_url,
+            ),
+            flush=True,
+        )
+        await stopping
+        logger.info("stopping")
+    finally:
+        stopping.cancel()
+    try:
+        await asyncio.wait_for(gateway.stop(), config.server.grace + _PATIENCE)
+    except TimeoutError:
+        complain(f"not stopped within {config.server.grace + _PATIENCE:g} s, leaving")
+        return 1
+    return 0
+
+
+def _on_signals(asked: asyncio.Event) -> None:
+    """Set `asked` at the first SIGTERM or SIGINT, exit at once at the second."""
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        if asked.is_set():
+            os._exit(128 + number)
+        asked.set()
+
+    def from_handler(number: int, frame: Any) -> None:
+        loop.call_soon_threadsafe(stop, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, stop, number)
+        except NotImplementedError:  # Windows
+            signal.signal(number, from_handler)
+
+
+def _why_not(error: OSError, config: Config) -> str:
+    server = config.server
+    where = f"{server.host} port {server.port}"
+    if error.errno == errno.EADDRINUSE:
+        holder = "RabbitMQ's Web STOMP plugin usually has 15674; " if server.port == 15674 else ""
+        return f"{where} is taken: {holder}choose another with --port, or 0 for a free one"
+    if error.errno == errno.EACCES:
+        return f"may not listen on {where}: ports below 1024 need privileges; choose with --port"
+    return f"cannot listen on {where}: {error.strerror or error}"
+
+
+def banner(config: Config, url: str, broker: str, connections: int, stomp_url: str = "") -> str:
+    """Return what a start prints: where it listens, which broker, URLs to paste."""
+    socket_url = "ws" + url.removeprefix("http")
+    lines = [
+        f"queuecast {__version__} listens on {url}",
+        f"  broker     {broker}",
+        f"  clients    up to {connections:,} connections",
+        f"  subscribe  curl -N {url}/sse/topic/hello",
+        f"  WebSocket  {socket_url}/ws/topic/hello",
+        f"  STOMP      {socket_url}/ws" + (f" and {stomp_url}" if stomp_url else ""),
+        f"  publish    curl -d 'Hello World!' {url}/publish/topic/hello",
+    ]
+    if config.server.demo:
+        lines.append(f"  demo       {url}/")
+    if config.server.allow_anyone and not config.allow:
+        lines.append("  everybody who reaches it may read and publish everything")
+    return "\n".join(lines)

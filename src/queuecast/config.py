@@ -1,0 +1,352 @@
+"""The configuration: settings.py's tables, read from flags, the environment and a TOML file.
+
+A flag wins over the environment, that over the file, that over the default. The file is
+`--config FILE`, else what QUEUECAST_CONFIG names, else ./queuecast.toml where there is one.
+`python -m queuecast.config` prints docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from . import options
+from .aliases import Aliases
+from .auth.origins import is_loopback
+from .auth.policy import Rule
+from .brokers.base import ExchangeSpec, QueueSpec
+from .destination import Destination, Kind
+from .errors import ConfigError, QueuecastError
+from .options import ENV_PREFIX
+from .settings import (
+    AllowConfig,
+    BridgeConfig,
+    BrokerConfig,
+    ExchangeConfig,
+    HistoryConfig,
+    LimitsConfig,
+    LogConfig,
+    QueueConfig,
+    ServerConfig,
+)
+
+DEFAULT_FILE = "queuecast.toml"
+BROKER_SCHEMES = ("embedded", "amqp", "amqps")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration; `check()` before use when it was not made by `load()`."""
+
+    server: ServerConfig = ServerConfig()
+    broker: BrokerConfig = BrokerConfig()
+    limits: LimitsConfig = LimitsConfig()
+    log: LogConfig = LogConfig()
+    history: HistoryConfig = HistoryConfig()
+    exchanges: tuple[ExchangeConfig, ...] = msgspec.field(default=(), name="exchange")
+    queues: tuple[QueueConfig, ...] = msgspec.field(default=(), name="queue")
+    bridges: tuple[BridgeConfig, ...] = msgspec.field(default=(), name="bridge")
+    aliases: dict[str, str] = msgspec.field(default_factory=dict)
+    allow: tuple[AllowConfig, ...] = ()
+
+    def rules(self) -> tuple[Rule, ...]:
+        """Return the `[[allow]]` rules as a Policy takes them; raises ConfigError."""
+        return tuple(
+            Rule.parse(each.who, each.subscribe, each.publish, f"allow[{index}]")
+            for index, each in enumerate(self.allow)
+        )
+
+    def exchange_specs(self) -> tuple[ExchangeSpec, ...]:
+        return tuple(each.spec() for each in self.exchanges)
+
+    def queue_specs(self) -> tuple[QueueSpec, ...]:
+        return tuple(each.spec() for each in self.queues)
+
+    def bridge_pairs(self) -> Iterator[tuple[Destination, Destination, int]]:
+        """Yield source, target and prefetch of each bridge; raises ConfigError."""
+        for index, bridge in enumerate(self.bridges):
+            where = f"bridge[{index}]"
+            source = _destination(bridge.source, f"{where}.from")
+            if source.kind not in (Kind.QUEUE, Kind.AMQ_QUEUE):
+                raise ConfigError(
+                    f"{where}.from: {bridge.source!r} is not a queue",
+                    "give /queue/NAME or /amq/queue/NAME",
+                )
+            target = _destination(bridge.target, f"{where}.to")
+            if target.has_wildcards or target.kind is Kind.TEMP_QUEUE:
+                raise ConfigError(
+                    f"{where}.to: nothing can be published to {bridge.target!r}",
+                    "give a destination without wildcards",
+                )
+            yield source, target, bridge.prefetch
+
+    def check(self) -> Config:
+        """Return itself if its parts agree; raises ConfigError naming the setting."""
+        _check_server(self.server)
+        scheme = self.broker.url.partition(":")[0]
+        if scheme not in BROKER_SCHEMES:
+            raise ConfigError(
+                f"broker.url: {masked(self.broker.url)!r} names no broker that is supported",
+                "it begins with " + ", ".join(f"{each}:" for each in BROKER_SCHEMES),
+            )
+        if scheme.startswith("amqp") and not self.broker.url.startswith(f"{scheme}://"):
+            raise ConfigError(f"broker.url: write {scheme}://host")
+        if self.limits.frame < self.limits.message:
+            raise ConfigError("limits.frame is less than limits.message", "a frame holds a message")
+        for table, names in (
+            ("exchange", [each.name for each in self.exchanges]),
+            ("queue", [each.name for each in self.queues]),
+        ):
+            for index, name in enumerate(names):
+                if not name or name in names[:index]:
+                    raise ConfigError(f"{table}[{index}].name: {name!r} is empty or there twice")
+        for _ in self.bridge_pairs():
+            pass
+        Aliases(self.aliases)
+        if not self.rules() and not self.server.allow_anyone:
+            _refuse_reach(self.server)
+        return self
+
+
+def load(
+    flags: Mapping[str, str] | None = None,
+    *,
+    file: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> Config:
+    """Read the configuration from everywhere; raises ConfigError.
+
+    flags: texts by option path, e.g. {"server.port": "0"}. file: what `--config` names.
+    environ, directory: instead of the process's own.
+    """
+    environ = os.environ if environ is None else environ
+    tables: dict[str, dict[str, Any]] = {}
+    whole: dict[str, Any] = {}
+    fields = {field.encode_name: field for field in msgspec.structs.fields(Config)}
+    known = {each.path: each for each in options.options(Config)}
+
+    path = _file(file, environ, directory or Path())
+    for key, raw in (_toml(path) if path is not None else {}).items():
+        if key not in fields:
+            raise options.unknown(key, fields, str(path))
+        where = f"{path}: {key}"
+        if not any(each.table == key for each in known.values()):
+            whole[key] = options.read(fields[key].type, raw, where)
+            continue
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{where}: expected a table", f"write [{key}]")
+        keys = {each.key: each for each in known.values() if each.table == key}
+        for name, value in raw.items():
+            if name not in keys:
+                raise options.unknown(name, keys, f"{path}: [{key}]")
+            made = options.read(keys[name].annotation, value, f"{where}.{name}")
+            tables.setdefault(key, {})[name] = made
+
+    for name, text in environ.items():
+        if not name.startswith(ENV_PREFIX):
+            continue
+        key = name.removeprefix(ENV_PREFIX).lower()
+        if key in fields and key.upper() == name.removeprefix(ENV_PREFIX):
+            if key in {each.table for each in known.values()}:
+                raise ConfigError(f"{name}: a table has no value", f"set {name}__KEY")
+            whole[key] = options.read(fields[key].type, text, name, text=True)
+        elif "__" in key:
+            names = {each.env: each for each in known.values()}
+            if name not in names:
+                raise options.unknown(name, names, "the environment")
+            found = names[name]
+            tables.setdefault(found.table, {})[found.key] = options.read(
+                found.annotation, text, name, text=True
+            )
+
+    for path_, text in (flags or {}).items():
+        found = known[path_]
+        tables.setdefault(found.table, {})[found.key] = options.read(
+            found.annotation, text, found.flag, text=True
+        )
+
+    for key, values in tables.items():
+        whole[key] = fields[key].type(**values)
+    return Config(**{fields[key].name: value for key, value in whole.items()}).check()
+
+
+def from_tables(tables: Mapping[str, Any]) -> Config:
+    """Build a configuration from tables as they stand in a file; raises ConfigError."""
+    made: Config = options.read_struct(Config, tables, "configuration")
+    return made.check()
+
+
+def masked(url: str) -> str:
+    """Hide a URL's password, and secrets in its query, for everything that is printed."""
+    # Up to the last @: a password that was not percent-encoded may hold one itself.
+    url = re.sub(r"^([a-z][a-z0-9+.-]*://[^:@/]*):.*@", r"\1:***@", url, flags=re.I | re.S)
+    return re.sub(r"([?&][^=&]*(?:pass|token|secret)[^=&]*)=[^&]*", r"\1=***", url, flags=re.I)
+
+
+def _file(file: str | None, environ: Mapping[str, str], directory: Path) -> Path | None:
+    named = file or environ.get("QUEUECAST_CONFIG")
+    if named:
+        return directory / named
+    path = directory / DEFAULT_FILE
+    return path if path.is_file() else None
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _destination(text: str, where: str) -> Destination:
+    try:
+        return Destination.parse(text)
+    except QueuecastError as error:
+        raise ConfigError(f"{where}: {error.text}", error.hint) from None
+
+
+def _check_server(server: ServerConfig) -> None:
+    if not server.host:
+        raise ConfigError("server.host is empty", 'for all addresses write "0.0.0.0" or "::"')
+    prefix = server.prefix
+    if prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
+        raise ConfigError(
+            f"server.prefix: {prefix!r} is not a path prefix", 'e.g. "/push", no slash at the end'
+        )
+    server.stomp_address()
+    for index, origin in enumerate(server.origins):
+        if not _is_origin(origin):
+            raise ConfigError(
+                f"server.origins[{index}]: {origin!r} is not an origin",
+                'scheme, host and port only, e.g. "https://app.example"; "*" is never allowed',
+            )
+    for index, network in enumerate(server.trusted_proxies):
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError:
+            raise ConfigError(
+                f"server.trusted_proxies[{index}]: {network!r} is no address or network",
+                'e.g. "10.0.0.7", "10.0.0.0/8"',
+            ) from None
+
+
+def _is_origin(text: str) -> bool:
+    if text == "null":
+        return True
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - raises ValueError for a bad port
+    except ValueError:
+        return False
+    return bool(parts.hostname) and "*" not in text and text == f"{parts.scheme}://{parts.netloc}"
+
+
+def _refuse_reach(server: ServerConfig) -> None:
+    """Raise ConfigError if strangers could reach a gateway that has no rules."""
+    stomp = server.stomp_address()
+    if not is_loopback(server.host):
+        reach = f'server.host = "{server.host}"'
+    elif stomp is not None and not is_loopback(stomp[0]):
+        reach = f'server.stomp_tcp = "{server.stomp_tcp}"'
+    elif server.origins:
+        reach = "server.origins"
+    elif server.trusted_proxies:
+        reach = "server.trusted_proxies"
+    else:
+        return
+    raise ConfigError(
+        f"{reach} reaches beyond loopback and there are no [[allow]] rules",
+        "add rules, or start with --allow-anyone to let everybody read and publish everything",
+    )
+
+
+def document() -> str:
+    """Return docs/configuration.md."""
+    lines = [
+        "# Configuration",
+        "",
+        "<!-- Made by `python -m queuecast.config`; change src/queuecast/settings.py instead. -->",
+        "",
+        "Every setting has a place in `queuecast.toml` and a name in the environment, the usual "
+        "ones also a flag. A flag wins over the environment, the environment over the file, the "
+        "file over the default. The file is `--config FILE`, else what `QUEUECAST_CONFIG` names, "
+        "else `./queuecast.toml` where there is one.",
+        "",
+        'Sizes are bytes or text like `"64KB"`, `"1MB"` (1 KB is 1,024 bytes), durations seconds '
+        'or text like `"500ms"`, `"30s"`, `"5m"`, `"1h"`, `"2d"`. In the environment a list is '
+        "JSON or separated by commas, and whole tables (`QUEUECAST_ALLOW`, `QUEUECAST_ALIASES`, "
+        "…) are JSON. Unknown names are refused.",
+    ]
+    table = ""
+    for each in options.options(Config):
+        if each.table != table:
+            table = each.table
+            lines += ["", f"## [{table}]", "", "| key | default | meaning | environment | flag |"]
+            lines.append("|---|---|---|---|---|")
+        unit = f" ({each.unit})" if each.unit else ""
+        choice = f" One of {', '.join(f'`{one}`' for one in each.choices)}." if each.choices else ""
+        flag = f"`{each.flag}`" if each.flag else ""
+        lines.append(
+            f"| `{each.key}` | `{each.shown_default}`{unit} | {each.help}{choice} "
+            f"| `{each.env}` | {flag} |"
+        )
+    for name, struct, text in _ARRAYS:
+        lines += ["", f"## [[{name}]]", "", text, "", "| key | type | default | meaning |"]
+        lines.append("|---|---|---|---|")
+        for field in options.fields(struct):
+            lines.append(
+                f"| `{field.key}` | {options.type_name(field.annotation)} "
+                f"| {_code(field.shown_default)} | {field.help} |"
+            )
+    lines += [
+        "",
+        "## [aliases]",
+        "",
+        "Friendly URLs that hide the broker's names: the path on the left, the destination on the "
+        "right. `{name}` is one literal segment: `*`, `#` and `/` in it are refused, and so are "
+        "dots unless it is the whole of the destination's segment.",
+        "",
+        "```toml",
+        "[aliases]",
+        '"/events/{id}" = "/exchange/events/{id}"',
+        '"/sse" = "/topic/news"',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _code(default: str) -> str:
+    return default if default == "required" else f"`{default}`"
+
+
+_ARRAYS: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
+    ("exchange", ExchangeConfig, "Exchanges that are declared at the start."),
+    ("queue", QueueConfig, "Queues that are declared at the start."),
+    (
+        "bridge",
+        BridgeConfig,
+        "A queue's messages for everybody: each is consumed once and acked when the broker has "
+        "confirmed its copy.",
+    ),
+    (
+        "allow",
+        AllowConfig,
+        "Who may do what. When there are rules, what none of them allows is refused; without "
+        "rules the gateway serves loopback only. A subscription with a pattern must lie within "
+        "one rule.",
+    ),
+)
+
+
+if __name__ == "__main__":
+    print(document(), end="")

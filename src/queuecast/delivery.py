@@ -1,0 +1,57 @@
+"""Work queues: a delivery, where it goes, and the consumer that settles it.
+
+The law is in brokers/base.py; these stand on the lowest floor because brokers implement them
+and sessions use them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .errors import QueuecastError
+from .message import Message
+
+
+class Delivery:
+    """One message of a work queue, to be acked or nacked by its tag.
+
+    tag: unique for the consumer over its whole life, reconnects included.
+    """
+
+    __slots__ = ("message", "tag")
+
+    def __init__(self, message: Message, tag: int) -> None:
+        self.message = message
+        self.tag = tag
+
+
+class DeliverySink(Protocol):
+    """Where a consumer's deliveries go."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Take one delivery; called from the event loop, must not raise."""
+
+    def reset(self) -> None:
+        """Forget what is unacked: the broker connection was lost and it will come again."""
+
+    def cancelled(self, error: QueuecastError) -> None:
+        """Tell that the consumer is over (its queue was deleted, the broker refuses it)."""
+
+
+class Consumer(Protocol):
+    """A subscription's own competing consumer. Unknown or stale tags are ignored: False."""
+
+    def ack(self, tag: int) -> bool:
+        """Settle one delivery; returns whether the tag was outstanding."""
+
+    def nack(self, tag: int, *, requeue: bool = True) -> bool:
+        """Give one delivery back (requeue) or dead-letter it; as ack otherwise."""
+
+    def pause(self) -> None:
+        """Stop new deliveries (the client does not read); unacked ones stay outstanding."""
+
+    def resume(self) -> None:
+        """Take deliveries again."""
+
+    async def close(self) -> None:
+        """End the consumer; unacked deliveries go back to the queue."""

@@ -1,0 +1,303 @@
+"""The composition root: builds the house from a configuration, starts it and takes it down.
+
+A Gateway installs no signal handlers and owns no loop: it runs inside whatever asyncio program
+starts it (cli.py, testing.py, yours).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from .accounts import LINGER, Accounts, BrokerAccounts, EmbeddedAccounts, LoginBroker
+from .aliases import Aliases, concealed
+from .auth.identity import Identity
+from .auth.policy import Policy, Verb
+from .bridge import Bridge
+from .brokers.base import Broker
+from .brokers.factory import (
+    HistoryLimits,
+    default_virtual_host,
+    login_broker,
+    make_broker,
+)
+from .config import Config
+from .delivery import Consumer, DeliverySink
+from .destination import Destination
+from .disconnect import SHUTDOWN
+from .errors import QueuecastError, Refused, Unavailable
+from .hub.feed import Feed
+from .hub.hub import CloseReader, Hub
+from .hub.log import LogLimits
+from .message import Properties
+from .server.loop import LoopRuntime
+from .server.server import Server
+from .server.throttle import Throttle
+from .sessions.services import Services, SessionLimits
+
+logger = logging.getLogger(__name__)
+
+# Seconds between attempts to reach the broker at start; doubled up to the second value.
+_FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
+
+
+class Gateway:
+    """A running Queuecast: `await start()`, then `await stop()`.
+
+    >>> gateway = Gateway(Config(server=ServerConfig(port=0)))   # doctest: +SKIP
+    >>> await gateway.start()                                    # doctest: +SKIP
+    >>> gateway.url                                              # doctest: +SKIP
+    'http://127.0.0.1:49152'
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigError for what the configuration alone shows to be wrong."""
+        self.config = config
+        self.broker: Broker = make_broker(
+            config.broker.url,
+            cafile=config.broker.cafile,
+            history=HistoryLimits(
+                config.history.messages, config.history.age, config.history.bytes
+            ),
+        )
+        self.url = ""
+        self.stomp_url = ""
+        self._policy = Policy(config.rules())
+        self._refusals = Throttle(logger)
+        self._draining = False
+        self._started = False
+        self._background: list[asyncio.Task[None]] = []
+        self._bridges: list[Bridge] = []
+        self._demo: Any = None
+
+    # -- life -----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Reach the broker and listen.
+
+        With `[broker] start = "retry"` a broker that is away does not stop the start: the
+        gateway listens, is not ready, and goes on trying. Raises Refused (the broker refused
+        the login), Unavailable (with "exit"), Conflict, ConfigError, OSError (port taken).
+        """
+        config = self.config
+        self.runtime = runtime = LoopRuntime(asyncio.get_running_loop())
+        self.hub = Hub(
+            runtime,
+            self._open_reader,
+            limits=LogLimits(
+                config.log.messages, config.log.bytes, config.log.age, config.log.total
+            ),
+            linger=config.log.linger,
+        )
+        aliases = Aliases(config.aliases)
+        self.services = Services(
+            runtime,
+            self.hub,
+            self._publish,
+            self._consume,
+            self._allow,
+            aliases.resolve,
+            SessionLimits(
+                message=config.limits.message,
+                frame=config.limits.frame,
+                subscriptions=config.limits.subscriptions,
+                publishing=config.limits.publishes,
+                login=config.limits.login_timeout,
+            ),
+            retry=config.server.retry,
+            compression=config.server.compression,
+        )
+        self.services.alias = aliases.match
+        self.accounts = self._accounts()
+        self.services.login = self.accounts.login
+        self.server = Server(self.services, config, aliases, self._readiness, self._page())
+        # The port first: a second gateway must not touch the first one's queues.
+        host, port = await self.server.start()
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}{config.server.prefix}"
+        if self.server.stomp is not None:
+            host, port = self.server.stomp
+            self.stomp_url = f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
+        self._started = True
+        try:
+            await self._reach_broker()
+        except BaseException:
+            await self.stop(grace=0)
+            raise
+        self._spawn(self._sweep(), "sweep")
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Shut down without loss, within `grace` seconds (the configuration's by default).
+
+        Stops accepting, tells clients to reconnect, waits for confirms in flight, gives
+        unacked deliveries back.
+        """
+        if not self._started:
+            return
+        self._started = False
+        self._draining = True
+        grace = self.config.server.grace if grace is None else grace
+        for task in self._background:
+            task.cancel()
+        await self.server.stop(SHUTDOWN, grace)
+        if self._demo is not None:
+            await self._demo.close()
+        for bridge in self._bridges:
+            await bridge.close()
+        await self.accounts.close()
+        await self.hub.close()
+        await self.broker.close()
+        await self.runtime.settle()
+
+    def _allow(self, identity: Identity, verb: Verb, destination: Destination) -> None:
+        """Ask the policy; a refusal is logged with the line that would allow it."""
+        try:
+            self._policy.allow(identity, verb, destination)
+        except Refused as error:
+            self._refusals.warning(f"refused: {error.text}; to allow it: {error.hint}")
+            raise concealed(error, (destination,)) from error
+
+    async def _publish(
+        self,
+        destination: Destination,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool | None = None,
+    ) -> None:
+        try:
+            await self.broker.publish(destination, body, properties, mandatory=mandatory)
+        except QueuecastError as error:
+            raise concealed(error, (destination,)) from error
+
+    async def _consume(
+        self, destination: Destination, sink: DeliverySink, *, prefetch: int
+    ) -> Consumer:
+        try:
+            return await self.broker.consume(destination, sink, prefetch=prefetch)
+        except QueuecastError as error:
+            raise concealed(error, (destination,)) from error
+
+    def _accounts(self) -> Accounts:
+        """Return who checks STOMP logins: the broker that is behind."""
+        config = self.config
+        if config.broker.url.partition(":")[0].lower() == "embedded":
+            return EmbeddedAccounts(self.services)
+
+        def make(user: str, password: str, virtual_host: str | None) -> LoginBroker:
+            made = login_broker(
+                config.broker.url, user, password, virtual_host, cafile=config.broker.cafile
+            )
+            made.know(config.exchange_specs(), config.queue_specs())
+            return made
+
+        return BrokerAccounts(
+            self.services,
+            make,
+            loopback_users=config.broker.loopback_users,
+            default_host=default_virtual_host(config.broker.url),
+            # Its feeds live in it: who comes back meanwhile finds where it was.
+            linger=max(LINGER, config.log.linger),
+        )
+
+    # -- the broker -----------------------------------------------------------------------
+
+    async def _reach_broker(self) -> None:
+        """Connect now or, as configured, go on trying in the background or until the limit."""
+        patient = self.config.broker.start == "retry"
+        deadline = self.runtime.now() + self.config.broker.start_timeout
+        delay = _FIRST_RETRY
+        while True:
+            try:
+                await self._connect()
+            except Unavailable as error:
+                if patient:
+                    logger.warning("%s is away, trying on: %s", self.broker.name, error)
+                    self._spawn(self._keep_connecting(), "connect to the broker")
+                    return
+                if self.runtime.now() + delay > deadline:
+                    raise
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _LAST_RETRY)
+            else:
+                return
+
+    async def _keep_connecting(self) -> None:
+        delay = _FIRST_RETRY
+        while True:
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            try:
+                await self._connect()
+            except QueuecastError as error:
+                delay = min(delay * 2, _LAST_RETRY)
+                logger.warning("%s: %s; next attempt within %.1f s", self.broker.name, error, delay)
+            except Exception:
+                # A defect must not leave the gateway waiting for ever without a word.
+                delay = _LAST_RETRY
+                logger.exception("connecting to %s failed", self.broker.name)
+            else:
+                return
+
+    async def _connect(self) -> None:
+        config = self.config
+        await self.broker.start()
+        await self.broker.declare(config.exchange_specs(), config.queue_specs())
+        logger.info("connected to %s", self.broker.name)
+        for source, target, prefetch in config.bridge_pairs():
+            self._bridge(source, target, prefetch)
+        if config.server.demo:
+            self._start_demo()
+
+    def _bridge(self, source: Destination, target: Destination, prefetch: int) -> None:
+        bridge = Bridge(
+            self.runtime, self.broker.publish, self.broker.consume, source, target, prefetch
+        )
+        self._bridges.append(bridge)
+        bridge.start()
+
+    async def _open_reader(self, destination: Destination, feed: Feed) -> CloseReader:
+        reader = await self.broker.open_feed(destination, feed)
+        feed.upstream_position = reader.position
+        return reader.close
+
+    def _readiness(self) -> tuple[bool, str]:
+        if self._draining:
+            return False, "draining"
+        return self.broker.ready, self.broker.status
+
+    # -- the demo -------------------------------------------------------------------------
+
+    def _page(self) -> Callable[[str], tuple[str, bytes] | None] | None:
+        if not self.config.server.demo:
+            return None
+        from .demo.site import page
+
+        return page
+
+    def _start_demo(self) -> None:
+        from .demo.worker import BRIDGES, DemoWorker
+
+        for source, target in BRIDGES:
+            self._bridge(Destination.parse(source), Destination.parse(target), 100)
+        self._demo = DemoWorker(self.runtime, self.broker.publish, self.broker.consume)
+        self._demo.start()
+
+    # -- supervision ----------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                await self.hub.sweep()
+            except Exception:
+                # One bad sweep must not end all the others: feeds would never close again.
+                logger.exception("sweeping the feeds failed")
+            try:
+                await self.accounts.sweep()
+            except Exception:
+                logger.exception("sweeping the accounts failed")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._background.append(asyncio.create_task(work, name=name))

@@ -1,0 +1,372 @@
+"""The hub: finds or opens the feed of a destination, and closes it when nobody is left.
+
+Several destinations on one connection are a joint feed: its log interleaves the entries of its
+members, one lane each, so that connections with equal lists of destinations share cohorts too.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from ..destination import Destination
+from ..errors import QueuecastError, Unavailable
+from ..position import Start, new_epoch
+from ..runtime import Promise, Runtime
+from .feed import Feed
+from .log import Budget, Entry, LogLimits
+from .subscription import Encoding, Outlet, Subscription
+from .ticker import Stats, Ticker
+
+logger = logging.getLogger(__name__)
+
+# Feeds that linger at a time. One client that subscribes to ever new destinations makes thousands
+# a second, each with its memory and its binding at the broker; those idle longest close early.
+MOST_IDLE = 10_000
+
+Key = tuple[Destination, ...]
+# Ends an open feed's reader.
+CloseReader = Callable[[], Awaitable[None]]
+# Opens a destination's reader into a feed: brokers.base.Broker.open_feed, wrapped by the gateway
+# so that the hub need not know brokers.
+OpenReader = Callable[[Destination, Feed], Awaitable[CloseReader]]
+
+
+class _Held:
+    """A feed with its life: opening, open, closing."""
+
+    __slots__ = ("close_reader", "failed", "feed", "holds", "idle_since", "state", "waiters")
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self.state = "opening"
+        self.holds = 0  # joint feeds, and subscribers on their way in
+        self.idle_since: float | None = None
+        self.waiters: list[Promise] = []
+        self.close_reader: CloseReader | None = None
+        self.failed: QueuecastError | None = None
+
+    @property
+    def used(self) -> bool:
+        return bool(self.feed.subscribers) or self.holds > 0
+
+
+class Hub:
+    """All feeds of this node."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        open_reader: OpenReader,
+        *,
+        limits: LogLimits | None = None,
+        linger: float = 60.0,
+        most_idle: int = MOST_IDLE,
+        chunk_bytes: int | None = None,
+        trunk: Hub | None = None,
+    ) -> None:
+        """linger: seconds that a feed outlives its last subscriber. most_idle: feeds that do.
+        trunk: see `branch`.
+        """
+        self._runtime = runtime
+        self._open_reader = open_reader
+        self._limits = limits or LogLimits()
+        self._linger = linger
+        self._most_idle = most_idle
+        self._budget: Budget = trunk._budget if trunk is not None else Budget()
+        # The letter keeps it apart from brokers' epochs, which are hexadecimal.
+        self._node = "n" + new_epoch()[:6]
+        self._held: dict[Key, _Held] = {}
+        self._closed = False
+        self._trunk = trunk
+        self._branches: list[Hub] = []
+        if trunk is not None:
+            # One ticker: a connection gets one write a tick, whatever hubs it subscribes in.
+            self.ticker: Ticker = trunk.ticker
+        else:
+            self.ticker = Ticker(runtime) if chunk_bytes is None else Ticker(runtime, chunk_bytes)
+
+    def branch(self, open_reader: OpenReader) -> Hub:
+        """Return a hub whose feeds are another login's: it shares nothing but the node's bound,
+        the tick and the sweep.
+
+        Close it when the login is over.
+        """
+        made = Hub(
+            self._runtime,
+            open_reader,
+            limits=self._limits,
+            linger=self._linger,
+            most_idle=self._most_idle,
+            trunk=self,
+        )
+        self._branches.append(made)
+        return made
+
+    @property
+    def stats(self) -> Stats:
+        """The counters of all feeds."""
+        return self.ticker.stats
+
+    @property
+    def feeds(self) -> Sequence[Feed]:
+        """The feeds that are there now."""
+        return [held.feed for hub in self._all() for held in hub._held.values()]
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes held by all logs."""
+        return self._budget.used
+
+    async def subscribe(
+        self,
+        destinations: Sequence[Destination],
+        encoding: Encoding,
+        start: Start,
+        outlet: Outlet,
+    ) -> Subscription:
+        """Subscribe once the feed is live upstream; call `flow` on the result.
+
+        Raises what the broker raises when it cannot open the feed, and BadPosition.
+        """
+        held = await self._acquire(tuple(destinations))
+        try:
+            return held.feed.subscribe(encoding, start, outlet)
+        finally:
+            held.holds -= 1
+
+    async def sweep(self) -> None:
+        """Once a second: close feeds that nobody uses, apply age and the node's bound."""
+        for hub in self._all():
+            await hub._sweep_own()
+
+    def _all(self) -> list[Hub]:
+        return [self, *self._branches]
+
+    async def _sweep_own(self) -> None:
+        now = self._runtime.now()
+        over: list[tuple[Key, _Held]] = []
+        lingering: list[tuple[Key, _Held]] = []
+        for key, held in self._held.items():
+            if not self.ticker.due(held.feed):  # its tick evicts, after the encoding
+                held.feed.log.evict(now)
+            for cohort in held.feed.cohorts.values():
+                cohort.forget_chunks()
+            if held.state != "open" or held.used:
+                held.idle_since = None
+            elif held.idle_since is None:
+                held.idle_since = now
+                lingering.append((key, held))
+            elif now - held.idle_since >= self._linger:
+                over.append((key, held))
+            else:
+                lingering.append((key, held))
+        excess = len(lingering) - self._most_idle
+        if excess > 0:
+            lingering.sort(key=lambda each: each[1].idle_since or now)
+            over += lingering[:excess]
+        # The node's bound: the largest logs pay, not whoever comes last.
+        feeds = (self._trunk or self).feeds
+        while feeds and self._budget.used > self._limits.total:
+            largest = max(feeds, key=lambda feed: feed.log.bytes)
+            if largest.log.bytes == 0:
+                break
+            logger.warning("logs hold more than limits.total, halving %s", largest.name)
+            largest.log.halve()
+        # Closing waits for the broker, so it comes last.
+        for key, held in over:
+            if held.state == "open" and not held.used:
+                await self._close(key, held)
+
+    async def close(self) -> None:
+        """Close every feed; those who wait for one get Unavailable."""
+        self._closed = True
+        for branch in list(self._branches):
+            await branch.close()
+        if self._trunk is not None and self in self._trunk._branches:
+            self._trunk._branches.remove(self)
+        for key, held in list(self._held.items()):
+            if held.state == "open":
+                await self._close(key, held)
+            elif held.state == "opening":
+                self._wake(held, _shutting_down())  # its reader closes once it is open
+
+    # -- a feed's life --------------------------------------------------------------------
+
+    async def _acquire(self, key: Key) -> _Held:
+        """Return the open feed of a key with one hold on it."""
+        while True:
+            if self._closed:
+                raise _shutting_down()
+            held = self._held.get(key)
+            if held is None:
+                held = self._held[key] = _Held(self._new_feed(key))
+                self._runtime.spawn(self._open(key, held), f"open {held.feed.name}")
+            held.holds += 1  # counts while waiting too: it must not be closed under us
+            held.idle_since = None  # polls come and go between two sweeps
+            if held.state == "open":
+                return held
+            waiter = self._runtime.promise()
+            held.waiters.append(waiter)
+            try:
+                await waiter
+            except BaseException:
+                held.holds -= 1
+                raise
+            if held.state == "open":
+                return held
+            held.holds -= 1
+
+    def _new_feed(self, key: Key) -> Feed:
+        name = " + ".join(str(destination) for destination in key)
+        return Feed(name, self.ticker, self._runtime.now, self._limits, self._budget, self._node)
+
+    async def _open(self, key: Key, held: _Held) -> None:
+        held.feed.on_failure = lambda error: self._failed(key, held, error)
+        error: QueuecastError | None
+        try:
+            if len(key) == 1:
+                held.close_reader = await self._open_reader(key[0], held.feed)
+            else:
+                held.close_reader = await self._open_joint(key, held.feed)
+            error = _shutting_down() if self._closed else held.failed
+        except QueuecastError as caught:
+            error = caught
+        except Exception as caught:
+            logger.exception("opening %s failed", held.feed.name)
+            error = QueuecastError(f"the feed could not be opened: {caught}")
+        if error is not None:
+            await self._close(key, held, error)
+            return
+        held.state = "open"
+        self._wake(held)
+
+    async def _open_joint(self, key: Key, joint: Feed) -> CloseReader:
+        members: list[_Held] = []
+        try:
+            for destination in key:
+                members.append(await self._acquire((destination,)))
+            for held in members:
+                if held.state != "open":  # it failed while others were opening
+                    raise held.failed or Unavailable(f"{held.feed.name} was closed")
+        except BaseException:
+            for held in members:
+                held.holds -= 1
+            raise
+        part = _join(joint, [held.feed for held in members])
+
+        async def close() -> None:
+            part()
+            for held in members:
+                held.holds -= 1
+
+        return close
+
+    async def _close(self, key: Key, held: _Held, error: QueuecastError | None = None) -> None:
+        """Close a feed's reader, if there is one; who waits gets the error, or opens it anew."""
+        held.state = "closing"
+        try:
+            if held.close_reader is not None:
+                await held.close_reader()
+        except Exception:
+            logger.exception("closing the reader of %s failed", held.feed.name)
+        finally:
+            held.state = "closed"
+            del self._held[key]
+            held.feed.log.clear()
+            self._wake(held, error)
+
+    def _failed(self, key: Key, held: _Held, error: QueuecastError) -> None:
+        held.failed = error
+        if held.state != "open":
+            return
+        held.state = "closing"
+        self._runtime.spawn(self._close(key, held), f"close {held.feed.name}")
+
+    def _wake(self, held: _Held, error: QueuecastError | None = None) -> None:
+        waiters, held.waiters = held.waiters, []
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+
+class _Tap:
+    """Reads one member along into a lane (or the first of its lanes) of the joint feed."""
+
+    __slots__ = ("_joint", "_lane")
+
+    def __init__(self, joint: Feed, lane: int) -> None:
+        self._joint = joint
+        self._lane = lane
+
+    def entry(self, entry: Entry) -> None:
+        self._joint.append_entry(_moved(entry, self._lane))
+
+    def failed(self, error: QueuecastError) -> None:
+        self._joint.fail(error)
+
+
+def _join(joint: Feed, feeds: list[Feed]) -> Callable[[], None]:
+    """Let a joint feed begin with what its members' logs have, and read along.
+
+    Returns what ends that.
+    """
+    lanes = _first_lanes(feeds)
+    streams = [
+        [_moved(entry, lane) for entry in feed.log.entries()]
+        for feed, lane in zip(feeds, lanes, strict=True)
+    ]
+    joint.begin_with(
+        list(heapq.merge(*streams, key=_one_clock(feeds))),
+        start=[mark for feed in feeds for mark in feed.log.start.marks],
+        complete=[mark for feed in feeds for mark in feed.log.complete.marks],
+        head=[mark for feed in feeds for mark in feed.position()],
+        history=all(feed.history for feed in feeds),
+    )
+    joint.upstream_position = lambda: [mark.offset for feed in feeds for mark in feed.position()]
+    taps = [_Tap(joint, lane) for lane in lanes]
+    for feed, tap in zip(feeds, taps, strict=True):
+        feed.taps.append(tap)
+
+    def part() -> None:
+        for feed, tap in zip(feeds, taps, strict=True):
+            feed.taps.remove(tap)
+
+    return part
+
+
+def _one_clock(feeds: list[Feed]) -> Callable[[Entry], float]:
+    """Return what orders the entries of several logs: offsets if they are of one numbering."""
+    epochs = {mark.epoch for feed in feeds for mark in (*feed.log.start.marks, *feed.position())}
+    if len(epochs) == 1:
+        return lambda entry: entry.offset
+    return lambda entry: entry.at
+
+
+def _first_lanes(feeds: list[Feed]) -> list[int]:
+    lanes, first = [], 0
+    for feed in feeds:
+        lanes.append(first)
+        first += len(feed.log.head.marks)
+    return lanes
+
+
+def _moved(entry: Entry, lane: int) -> Entry:
+    return Entry(
+        entry.lane + lane,
+        entry.offset,
+        entry.message,
+        entry.at,
+        entry.size,
+        entry.epoch,
+        entry.reason,
+    )
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("the gateway is shutting down")

@@ -1,0 +1,362 @@
+"""A feed's log: a bounded run of its recent messages, in the order in which they came.
+
+Entries are numbered by `seq`, contiguous and local to this log; cursors are seqs. Positions,
+which clients see, are vectors of marks (position.py): each entry moves one lane of the vector
+on. A gap is an entry of its own without a message, so that everybody meets it in its place.
+
+Three vectors describe the log: `start` is the place just before the first entry, `head` the
+place after the last one, and `complete` the place after which nothing is missing (later than
+`start` when a broker handed over older messages with holes between them).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..message import Message
+from ..position import Mark, Position, Vector
+
+# What an entry costs beside its body and key: the objects themselves, measured on CPython 3.11.
+ENTRY_OVERHEAD = 400
+# How much of that does not go onto the wire: framing and position take about 150 bytes.
+_NOT_WRITTEN = 250
+
+
+@dataclass(frozen=True, slots=True)
+class LogLimits:
+    """Bounds of one log, and of all logs of the node together.
+
+    messages: entries. bytes: including overhead. age: seconds. total: bytes of the node.
+    Without them a burst, or a page left open over a week-end, would fill the memory.
+    """
+
+    messages: int = 65_536
+    bytes: int = 8 << 20
+    age: float = 300.0
+    total: int = 512 << 20
+
+
+class Gap(NamedTuple):
+    """Messages known to be missed: why, after which position, and where it goes on."""
+
+    reason: str
+    last: str
+    first: str
+
+
+class Entry:
+    """One place in the log: a message, or a gap (message None, epoch the new numbering's)."""
+
+    __slots__ = ("at", "epoch", "lane", "message", "offset", "reason", "size")
+
+    def __init__(
+        self,
+        lane: int,
+        offset: int,
+        message: Message | None,
+        at: float,
+        size: int = ENTRY_OVERHEAD,
+        epoch: str | None = None,
+        reason: str = "",
+    ) -> None:
+        self.lane = lane
+        self.offset = offset
+        self.message = message
+        self.at = at
+        self.size = size
+        self.epoch = epoch
+        self.reason = reason
+
+
+def size_of(message: Message) -> int:
+    """Estimate the bytes that a message holds in memory."""
+    size = ENTRY_OVERHEAD + len(message.body) + len(message.routing_key)
+    for name, value in message.properties.headers.items():
+        size += 100 + len(name) + (len(value) if isinstance(value, (str, bytes)) else 50)
+    return size
+
+
+class Budget:
+    """Bytes held by all logs of the node."""
+
+    __slots__ = ("used",)
+
+    def __init__(self) -> None:
+        self.used = 0
+
+
+class Place(NamedTuple):
+    """Where a subscription starts: the next entry's seq and the position before it.
+
+    gap: to be told first. skip: per lane, the seq before which that lane's entries are already
+    known to the subscriber (several lanes only).
+    """
+
+    seq: int
+    vector: Vector
+    gap: Gap | None = None
+    skip: dict[int, int] | None = None
+
+
+class Log:
+    """The entries, with bounds, and the search for positions."""
+
+    __slots__ = (
+        "_budget",
+        "_entries",
+        "_first",
+        "_limits",
+        "_segments",
+        "base",
+        "bytes",
+        "complete",
+        "head",
+        "next",
+        "start",
+    )
+
+    def __init__(self, marks: Sequence[Mark], limits: LogLimits, budget: Budget) -> None:
+        self._entries: list[Entry] = []
+        self._first = 0  # index of the first live entry; the dead prefix is cut now and then
+        self._limits = limits
+        self._budget = budget
+        self.base = 0
+        self.next = 0
+        self.bytes = 0
+        self.start = Vector(marks)
+        self.complete = Vector(marks)
+        self.head = Vector(marks)
+        # One lane only: from which seq on which epoch counts.
+        self._segments: list[tuple[int, str]] = [(0, marks[0].epoch)] if marks else []
+
+    def __len__(self) -> int:
+        return self.next - self.base
+
+    def append(self, entry: Entry) -> None:
+        """Add an entry at the head; bounds are applied by `evict`, after the tick."""
+        self._entries.append(entry)
+        self.head.advance(entry.lane, entry.offset, entry.epoch)
+        if entry.epoch is not None and entry.epoch != self._segments[-1][1]:
+            # A gap within one numbering (a broker that keeps its offsets) begins none.
+            self._segments.append((self.next, entry.epoch))
+        self.next += 1
+        self.bytes += entry.size
+        self._budget.used += entry.size
+
+    def preload(
+        self, entries: Iterable[Entry], start: Sequence[Mark], complete: Sequence[Mark]
+    ) -> None:
+        """Fill an empty log with what was there before it; start is the place before that."""
+        now = list(self.head.marks)
+        self.start = Vector(start)
+        self.complete = Vector(complete)
+        self.head = Vector(start)
+        if start:
+            self._segments = [(self.next, start[0].epoch)]
+        for entry in entries:
+            self.append(entry)
+        for lane, mark in enumerate(now):
+            # A lane's head never stands before where the broker said it is.
+            reached = self.head.marks[lane]
+            if reached.epoch != mark.epoch or reached.offset < mark.offset:
+                self.head.marks[lane] = mark
+
+    def entries(self) -> list[Entry]:
+        """Return everything that is there, oldest first."""
+        return self._entries[self._first :]
+
+    def read(self, seq: int, max_bytes: int) -> tuple[list[Entry], int]:
+        """Return entries from seq on (at least one if there is one), and the seq after them.
+
+        max_bytes: of their wire form, estimated.
+        """
+        low = seq - self.base + self._first
+        entries = self._entries
+        high = len(entries)
+        size = 0
+        stop = low
+        while stop < high:
+            size += entries[stop].size - _NOT_WRITTEN
+            if size > max_bytes and stop > low:
+                break
+            stop += 1
+        return entries[low:stop], seq + stop - low
+
+    def evict(self, now: float) -> None:
+        """Apply the bounds from the oldest entry on."""
+        limits = self._limits
+        oldest_allowed = now - limits.age
+        while self.base < self.next:
+            entry = self._entries[self._first]
+            if (
+                self.next - self.base <= limits.messages
+                and self.bytes <= limits.bytes
+                and entry.at >= oldest_allowed
+            ):
+                break
+            self.drop_oldest()
+        self._trim()
+
+    def halve(self) -> None:
+        """Drop the older half: the node's budget is used up."""
+        goal = self.bytes // 2
+        while self.base < self.next and self.bytes > goal:
+            self.drop_oldest()
+        self._trim()
+
+    def clear(self) -> None:
+        """Give everything back to the budget; the log is not used any more."""
+        self._budget.used -= self.bytes
+        self.bytes = 0
+        self._entries = []
+        self._first = 0
+        self.base = self.next
+
+    def drop_oldest(self) -> None:
+        """Forget the first entry; whoever has not read it meets a gap."""
+        entry = self._entries[self._first]
+        self.start.advance(entry.lane, entry.offset, entry.epoch)
+        known = self.complete.marks[entry.lane]
+        if entry.epoch is not None or entry.offset > known.offset:
+            self.complete.advance(entry.lane, entry.offset, entry.epoch)
+        self._first += 1
+        self.base += 1
+        self.bytes -= entry.size
+        self._budget.used -= entry.size
+        if len(self._segments) > 1 and self._segments[1][0] < self.base:
+            del self._segments[0]
+
+    def _trim(self) -> None:
+        # Amortized: the dead prefix is cut when it is at least as long as the living rest.
+        if self._first and self._first >= len(self._entries) - self._first:
+            del self._entries[: self._first]
+            self._first = 0
+
+    # -- searching ------------------------------------------------------------------------
+
+    def oldest(self) -> Place:
+        """Return the place before the first entry."""
+        return Place(self.base, self.start.copy())
+
+    def tail(self, count: int) -> tuple[Place, bool]:
+        """Return the place before the last `count` messages of each lane.
+
+        The second value tells whether every lane had that many.
+        """
+        lanes = len(self.head.marks)
+        wanted = [count] * lanes
+        skip = dict.fromkeys(range(lanes), self.next)
+        missing = lanes
+        for index in range(len(self._entries) - 1, self._first - 1, -1):
+            entry = self._entries[index]
+            lane = entry.lane
+            if wanted[lane] == 0 or entry.message is None:
+                continue
+            skip[lane] = index - self._first + self.base
+            wanted[lane] -= 1
+            if wanted[lane] == 0:
+                missing -= 1
+                if missing == 0:
+                    break
+        seq = min(skip.values())
+        if lanes == 1:
+            return Place(seq, self._vector_at(seq)), missing == 0
+        return Place(seq, self._vector_skipping(skip), None, skip), missing == 0
+
+    def since(self, position: Position, ahead: Vector, all_new: Callable[[Mark], bool]) -> Place:
+        """Return the place after a position.
+
+        ahead: where the feed stands (it may run ahead of the last entry). A position before
+        `complete` is answered with a gap; so is one in front of `ahead` or of a numbering that
+        is not in the log. all_new tells of such a mark whether its client knows nothing of
+        what the log has: then it gets that, else what comes from now on.
+        """
+        if len(position) == 1:
+            return self._since_one(position, ahead, all_new)
+        return self._since_many(position, ahead, all_new)
+
+    def _since_one(
+        self, position: Position, ahead: Vector, all_new: Callable[[Mark], bool]
+    ) -> Place:
+        mark = position[0]
+        segments = self._segments
+        epochs = [epoch for _, epoch in segments]
+        number = epochs.index(mark.epoch) if mark.epoch in epochs else None
+        last = len(segments) - 1
+        if number is None or (number == last and mark.offset > ahead.marks[0].offset):
+            place = self.oldest() if all_new(mark) else Place(self.next, ahead)
+            return place._replace(gap=Gap("epoch", str(position), str(place.vector)))
+        end = self.next if number == last else segments[number + 1][0]
+        low = max(segments[number][0], self.base) - self.base + self._first
+        high = max(end, self.base) - self.base + self._first
+        index = bisect_right(self._entries, mark.offset, low, high, key=_offset)
+        seq = index - self._first + self.base
+        if number > 0 or mark.offset >= self.complete.marks[0].offset:
+            return Place(seq, Vector(position))
+        vector = Vector([max(mark, self._vector_at(seq).marks[0])])
+        return Place(seq, vector, Gap("evicted", str(position), str(vector)))
+
+    def _since_many(
+        self, position: Position, ahead: Vector, all_new: Callable[[Mark], bool]
+    ) -> Place:
+        # Lanes interleave differently on every node, so there is no single seq: each lane has
+        # its own, and the cursor skips what its lane has already seen.
+        epochs = [mark.epoch for mark in self.start.marks]
+        skip = {lane: self.base for lane, mark in enumerate(position) if epochs[lane] == mark.epoch}
+        evicted = {
+            lane for lane in skip if position[lane].offset < self.complete.marks[lane].offset
+        }
+        for seq, entry in enumerate(self.entries(), self.base):
+            lane = entry.lane
+            mark = position[lane]
+            if entry.epoch is not None:
+                epochs[lane] = entry.epoch
+            if epochs[lane] != mark.epoch:
+                continue
+            if entry.offset <= mark.offset:
+                skip[lane] = seq + 1
+            else:
+                skip.setdefault(lane, seq)
+        unknown = set()
+        for lane, mark in enumerate(position):
+            future = epochs[lane] == mark.epoch and mark.offset > ahead.marks[lane].offset
+            if lane not in skip or future:
+                skip[lane] = self.base if all_new(mark) else self.next
+                unknown.add(lane)
+        vector = Vector(position)
+        if not unknown and not evicted:
+            return Place(min(skip.values()), vector, None, skip)
+        reached = self._vector_skipping(skip).marks
+        for lane in evicted:
+            vector.marks[lane] = max(vector.marks[lane], reached[lane])
+        for lane in unknown:
+            vector.marks[lane] = reached[lane]
+        gap = Gap("epoch" if unknown else "evicted", str(position), str(vector))
+        return Place(min(skip.values()), vector, gap, skip)
+
+    def _vector_at(self, seq: int) -> Vector:
+        """The place before seq (one lane only)."""
+        if seq == self.next:
+            return self.head.copy()
+        if seq == self.base:
+            return self.start.copy()
+        epoch = [name for first, name in self._segments if first < seq][-1]
+        return Vector([Mark(epoch, self._entries[seq - self.base + self._first - 1].offset)])
+
+    def _vector_skipping(self, skip: dict[int, int]) -> Vector:
+        """The vector of one who knows each lane up to its own seq."""
+        vector = self.start.copy()
+        for seq, entry in enumerate(self.entries(), self.base):
+            if seq < skip[entry.lane]:
+                vector.advance(entry.lane, entry.offset, entry.epoch)
+        for lane, limit in skip.items():
+            if limit == self.next:
+                vector.marks[lane] = self.head.marks[lane]
+        return vector
+
+
+def _offset(entry: Entry) -> int:
+    return entry.offset

@@ -1,0 +1,148 @@
+"""The tick: what was appended in one turn of the event loop goes out at its end.
+
+First those who are behind get a chunk each or join their cohorts; it goes out with the first
+round. In each round every dirty feed hands one chunk to each of its cohorts, and every
+connection gets one write. A burst larger than a chunk takes several rounds, so that a connection
+that fills up is noticed at the next border. Then the logs evict.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import QueuecastError
+from ..runtime import Runtime
+
+if TYPE_CHECKING:
+    from .cohort import Cohort
+    from .feed import Feed
+    from .subscription import Outlet, Subscription
+
+logger = logging.getLogger(__name__)
+
+# A write is at most this, or one message: what a connection that stalls can hold of ours.
+CHUNK_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class Stats:
+    """Plain counters over the life of the hub.
+
+    appended: messages into logs. encodes: calls of an encoding; encoded: entries in them.
+    deliveries: messages times live members. writes: writes to connections by ticks.
+    gaps: gap notices to single subscribers.
+    """
+
+    appended: int = 0
+    encodes: int = 0
+    encoded: int = 0
+    deliveries: int = 0
+    writes: int = 0
+    gaps: int = 0
+    ticks: int = 0
+
+
+class Ticker:
+    """Collects what a turn of the loop changed and sends it once."""
+
+    def __init__(self, runtime: Runtime, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self._runtime = runtime
+        self.chunk_bytes = chunk_bytes
+        self.stats = Stats()
+        self._dirty: dict[Feed, None] = {}
+        self._behind: dict[Subscription, None] = {}
+        self._scheduled = False
+
+    def mark(self, feed: Feed) -> None:
+        """Note that a feed has something new."""
+        self._dirty[feed] = None
+        self._schedule()
+
+    def due(self, feed: Feed) -> bool:
+        """Return whether the feed waits for the next tick."""
+        return feed in self._dirty
+
+    def chase(self, subscription: Subscription) -> None:
+        """Let a subscription that is behind read on, one chunk a tick."""
+        self._behind[subscription] = None
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._runtime.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        self._scheduled = False
+        self.stats.ticks += 1
+        dirty, self._dirty = self._dirty, {}
+        outlets: list[Outlet] = []
+        self._serve_behind(outlets)
+        more: list[Cohort] = [cohort for feed in dirty for cohort in feed.cohorts.values()]
+        while more or outlets:
+            more = [cohort for cohort in more if self._flush(cohort, outlets)]
+            self._write(outlets, dirty)
+        now = self._runtime.now()
+        for feed in dirty:
+            feed.log.evict(now)
+        if self._behind:
+            self._schedule()
+
+    def _serve_behind(self, outlets: list[Outlet]) -> None:
+        for subscription in list(self._behind):
+            outlet = subscription.outlet
+            if subscription.closed or subscription.live or outlet.paused:
+                del self._behind[subscription]
+                continue
+            box = outlet.box
+            if box and sum(map(len, box)) >= self.chunk_bytes:
+                continue  # other subscriptions filled this tick's write; it is first next time
+            try:
+                data = subscription.step()
+            except Exception:
+                logger.exception("encoding %r failed", subscription.cohort.encoding)
+                del self._behind[subscription]
+                subscription.fail(_broken())
+                continue
+            del self._behind[subscription]
+            if data is None:
+                continue
+            self._behind[subscription] = None  # at the end: turns among those of one outlet
+            if data:
+                if not box:
+                    outlets.append(outlet)
+                box.append(data)
+
+    def _flush(self, cohort: Cohort, outlets: list[Outlet]) -> bool:
+        try:
+            return cohort.flush(outlets)
+        except Exception:
+            logger.exception("encoding %r failed, its subscribers are closed", cohort.encoding)
+            for subscription in list(cohort.members):
+                subscription.fail(_broken())
+            return False
+
+    def _write(self, outlets: list[Outlet], dirty: Iterable[Feed]) -> None:
+        self.stats.writes += len(outlets)
+        for outlet in outlets:
+            box = outlet.box
+            data = box[0] if len(box) == 1 else b"".join(box)
+            box.clear()
+            try:
+                outlet.write(data)
+            except Exception:
+                # Going on would be a silent hole for this one, stopping one for all the others.
+                logger.exception("a write failed, its subscriptions are closed")
+                error = QueuecastError("the connection's write failed, see the gateway's log")
+                for subscriptions in (self._behind, *(feed.subscribers for feed in dirty)):
+                    for subscription in list(subscriptions):
+                        if subscription.outlet is outlet and not subscription.closed:
+                            subscription.fail(error)
+        outlets.clear()
+
+
+def _broken() -> QueuecastError:
+    return QueuecastError("a message could not be encoded, see the gateway's log")

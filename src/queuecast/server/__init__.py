@@ -1,0 +1,1 @@
+"""Sockets: the listener, the door and the connections behind it."""

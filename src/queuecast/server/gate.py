@@ -1,0 +1,166 @@
+"""The door-keeper of requests: where does this one go, and may it come in at all.
+
+The door and the web application ask the same gate, so that a request means the same whether it
+opens a connection or comes later on one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from ..aliases import BARE_VERBS, Aliases
+from ..auth.origins import OriginCheck
+from ..errors import BadDestination, QueuecastError, Refused
+from ..sessions.request import SubscribeRequest, parse_subscribe
+from ..sessions.services import Services
+from ..sessions.stomp import Peer
+from .stomp import peer_of_request
+from .throttle import Throttle
+
+logger = logging.getLogger(__name__)
+
+Cors = tuple[tuple[str, str], ...]
+
+_DESTINATION = re.compile(r"(?:^|&)destination=")
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)")
+
+_HOSTS = ("host", "x-forwarded-host")
+_VERBS = ("sse", "ws", "poll", "publish")
+_SINGLE = ("healthz", "readyz")
+# Everything that reads from the broker or writes to it: browsers' origins are checked there.
+GUARDED = frozenset((*_VERBS, "stomp"))
+
+
+class Route(NamedTuple):
+    """Where a request goes.
+
+    verb: sse, ws, stomp, poll, publish, healthz, readyz, or "" for pages. rest: the path after
+    the verb, raw; for pages the whole path.
+    """
+
+    verb: str
+    rest: str
+
+
+class Gate:
+    """Routes and admission, shared by door and web."""
+
+    def __init__(
+        self,
+        services: Services,
+        origins: OriginCheck,
+        aliases: Aliases,
+        *,
+        prefix: str = "",
+        is_proxy: Callable[[str], bool] | None = None,
+    ) -> None:
+        """prefix: a path that a proxy puts before all others and does not strip, like "/push".
+
+        is_proxy: whether a peer's address is a trusted proxy's, whose X-Forwarded-Host counts.
+        """
+        self._services = services
+        self._origins = origins
+        self._aliases = aliases
+        self._prefix = prefix.rstrip("/")
+        self._is_proxy = is_proxy
+        self._throttle = Throttle(logger)
+
+    def route(self, path: str, query: str) -> Route:
+        """Choose by the raw path; the prefix may be there or not (a proxy may strip it)."""
+        prefix = self._prefix
+        if prefix and (path == prefix or path.startswith(prefix + "/")):
+            path = path[len(prefix) :] or "/"
+        for verb in _VERBS:
+            if path.startswith(f"/{verb}") and path[len(verb) + 1 : len(verb) + 2] in ("", "/"):
+                return self._verb(verb, path[len(verb) + 1 :], query)
+        if path[1:] in _SINGLE:
+            return Route(path[1:], "")
+        if self._is_alias(path):
+            return Route("sse", path)
+        return Route("", path)
+
+    def _verb(self, verb: str, rest: str, query: str) -> Route:
+        if rest not in ("", "/") or _DESTINATION.search(query):
+            return Route(verb, rest)
+        # "/sse" = "/topic/news": the bare verb itself can be an alias.
+        if f"/{verb}" in BARE_VERBS and self._is_alias(f"/{verb}"):
+            return Route(verb, f"/{verb}")
+        return Route("stomp", "") if verb == "ws" else Route(verb, rest)
+
+    def _is_alias(self, path: str) -> bool:
+        try:
+            return self._aliases.expand(path) is not None
+        except BadDestination:
+            return True  # one that is misused: `subscription` says how
+
+    def admit(
+        self, route: Route, headers: Mapping[str, str], transport: asyncio.BaseTransport | None
+    ) -> Cors:
+        """Check Host and Origin; returns the answer's CORS lines, raises Refused.
+
+        headers: lower-case names. transport: whose peer may be a trusted proxy.
+        """
+        trusted = self._trusts(transport)
+        try:
+            if route.verb in GUARDED:
+                return tuple(self._origins.check(headers, trusted_proxy=trusted).items())
+            # A link from anywhere may lead to a page; but the name in it must be ours.
+            hosts = {name: headers[name] for name in _HOSTS if name in headers}
+            self._origins.check(hosts, trusted_proxy=trusted)
+            return tuple(self._origins.cors(headers, trusted_proxy=trusted).items())
+        except Refused as error:
+            self._report(error)
+            raise
+
+    def preflight(
+        self, headers: Mapping[str, str], methods: str, transport: asyncio.BaseTransport | None
+    ) -> dict[str, str]:
+        """Return the headers that answer an admitted OPTIONS."""
+        return self._origins.preflight(headers, methods, trusted_proxy=self._trusts(transport))
+
+    def _trusts(self, transport: asyncio.BaseTransport | None) -> bool:
+        if self._is_proxy is None or transport is None:
+            return False
+        peer = transport.get_extra_info("peername")
+        return bool(peer) and self._is_proxy(peer[0])
+
+    def peer(self, headers: Mapping[str, str], transport: asyncio.BaseTransport) -> Peer:
+        """Return who asks for STOMP."""
+        return peer_of_request(headers, transport, self._is_proxy)
+
+    def subscription(
+        self, route: Route, query: str, headers: Mapping[str, str], cors: Cors
+    ) -> SubscribeRequest:
+        """Read a subscription of an admitted request; raises BadRequest and its kin."""
+        return parse_subscribe(
+            route.rest,
+            query,
+            headers,
+            self._services.resolve,
+            limit=self._services.limits.subscriptions,
+            cors=cors,
+        )
+
+    def _report(self, error: QueuecastError) -> None:
+        """Log a refusal with the configuration line that would allow it."""
+        hint = f": {error.hint}" if error.hint else ""
+        self._throttle.warning(f"refused: {error.text}{hint}")
+
+
+def split_target(target: str, headers: dict[str, str]) -> tuple[str, str]:
+    """Return path and query of a request target, raw.
+
+    An absolute form gives its authority to `headers` (RFC 9112 section 3.2.2).
+    """
+    absolute = _ABSOLUTE.match(target)
+    if absolute is not None:
+        headers["host"] = absolute[1]
+        target = target[absolute.end() :]
+        if not target.startswith("/"):
+            target = "/" + target
+    path, _, query = target.partition("?")
+    return path, query

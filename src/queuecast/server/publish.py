@@ -1,0 +1,261 @@
+"""Publishing over HTTP: one body, or a JSON batch.
+
+    POST /publish/topic/prices?persistent=false&header.trace=7      the body is the message's
+    POST /publish    {"messages": [{"destination", "body" | "base64", "headers"}, …]}
+
+The answer is 200 only once the broker has taken responsibility for everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import HttpVersion11, web
+
+from ..auth.identity import Identity
+from ..destination import Destination, path_text
+from ..disconnect import for_error
+from ..errors import (
+    BadRequest,
+    LimitExceeded,
+    OutcomeUnknown,
+    PublishFailed,
+    QueuecastError,
+    TooLarge,
+)
+from ..message import Properties
+from ..sessions.publishing import (
+    NAMES,
+    application_headers,
+    body_of,
+    flag,
+    properties_of,
+    short_text,
+)
+from ..sessions.request import one, parse_query
+from ..sessions.services import Services
+from .limits import ServerLimits
+
+_HEADER = "header."
+# Said in headers of HTTP's own.
+_NOT_IN_QUERY = frozenset(("content-type",))
+_RESERVED = frozenset(("token",))
+_ENTRY = frozenset(("destination", "body", "base64", "headers", "mandatory"))
+
+Entry = tuple[Destination, bytes, Properties, bool | None]
+
+
+class BatchFailed(PublishFailed):
+    """Some messages of a batch were not taken. extra: their indexes and reasons."""
+
+    def __init__(self, text: str, hint: str, extra: dict[str, Any], status: int) -> None:
+        super().__init__(text, hint)
+        self.extra = extra
+        self.status = status
+
+
+class Publisher:
+    """Serves POST /publish."""
+
+    def __init__(self, services: Services, limits: ServerLimits) -> None:
+        self._services = services
+        self._limits = limits
+        self._uploading = 0
+
+    async def single(
+        self, request: web.BaseRequest, identity: Identity, rest: str, query: str
+    ) -> dict[str, Any]:
+        """Publish the request's body; returns the answer, raises what policy and broker raise."""
+        parameters = parse_query(query)
+        destination = self._target(identity, path_text(rest))
+        properties, mandatory = _from_query(parameters)
+        for header, field in (
+            ("Content-Type", "content_type"),
+            ("Content-Encoding", "content_encoding"),
+        ):
+            value = request.headers.get(header)
+            if value is not None and getattr(properties, field) is None:
+                setattr(properties, field, short_text(header, value))
+        body = await self._read(request, self._services.limits.message, "limits.message")
+        await self._services.publish(destination, body, properties, mandatory=mandatory)
+        return {"published": destination.shown}
+
+    async def batch(self, request: web.BaseRequest, identity: Identity) -> dict[str, Any]:
+        """Publish a batch: all of it is checked before any of it is published.
+
+        Raises BatchFailed when the broker did not take all.
+        """
+        if "Content-Encoding" in request.headers:
+            raise BadRequest("a batch is plain JSON, without Content-Encoding")
+        raw = await self._read(request, self._limits.batch, "limits.batch")
+        entries = self._entries(identity, raw)
+        # Started in order, confirmed together: a broker keeps the order of calls.
+        outcomes = await asyncio.gather(
+            *(
+                self._services.publish(destination, body, properties, mandatory=mandatory)
+                for destination, body, properties, mandatory in entries
+            ),
+            return_exceptions=True,
+        )
+        if any(isinstance(outcome, BaseException) for outcome in outcomes):
+            raise _partly(outcomes)
+        return {"published": [entry[0].shown for entry in entries]}
+
+    # -- what is asked for ----------------------------------------------------------------
+
+    def _target(self, identity: Identity, name: str) -> Destination:
+        destination = self._services.resolve(name)
+        if destination.has_wildcards:
+            raise BadRequest(
+                f"nothing can be published to the pattern {destination.shown}",
+                "publish to a key without * and #",
+            )
+        self._services.allow(identity, "publish", destination)
+        return destination
+
+    def _entries(self, identity: Identity, raw: bytes) -> list[Entry]:
+        try:
+            batch = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"the batch is not JSON: {error}", _BATCH_HINT) from None
+        messages = batch.get("messages") if isinstance(batch, dict) else None
+        if not isinstance(messages, list) or set(batch) != {"messages"}:
+            raise BadRequest("the body is not a batch", _BATCH_HINT)
+        if len(messages) > self._limits.batch_messages:
+            raise TooLarge(
+                f"{len(messages)} messages in a batch, at most {self._limits.batch_messages}"
+            )
+        entries = []
+        for index, message in enumerate(messages):
+            try:
+                entries.append(self._entry(identity, message))
+            except QueuecastError as error:
+                named = type(error)(f"messages[{index}]: {error.text}", error.hint)
+                raise named from None
+        return entries
+
+    def _entry(self, identity: Identity, message: Any) -> Entry:
+        if not isinstance(message, dict):
+            raise BadRequest("not an object", _BATCH_HINT)
+        unknown = sorted(set(message) - _ENTRY)
+        if unknown:
+            raise BadRequest(f"{unknown[0][:64]!r} is unknown", f"allowed are {sorted(_ENTRY)}")
+        name = message.get("destination")
+        if not isinstance(name, str):
+            raise BadRequest("no destination given")
+        destination = self._target(identity, name)
+        headers = message.get("headers", {})
+        if not isinstance(headers, dict):
+            raise BadRequest("headers is not an object")
+        properties = properties_of(headers)
+        body, is_json = body_of(message)
+        limit = self._services.limits.message
+        if len(body) > limit:
+            raise TooLarge(f"a body of {len(body)} bytes, at most {limit} (limits.message)")
+        if is_json and properties.content_type is None:
+            properties.content_type = "application/json"
+        mandatory = flag("mandatory", message["mandatory"]) if "mandatory" in message else None
+        return destination, body, properties, mandatory
+
+    # -- bodies ---------------------------------------------------------------------------
+
+    async def _read(self, request: web.BaseRequest, limit: int, setting: str) -> bytes:
+        """Return a request's body; it is never held beyond `limit`, nor longer than its time."""
+        too_large = TooLarge(f"the body has more than {limit} bytes", f"{setting} raises it")
+        announced = request.content_length
+        if announced is not None and announced > limit:
+            raise too_large
+        if "Expect" in request.headers:
+            await _continue(request)
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                parts = []
+                async for part in request.content.iter_any():
+                    # What has come counts, not what was announced: else a few hundred clients
+                    # that announce much and send nothing would keep everybody from publishing.
+                    size += len(part)
+                    self._uploading += len(part)
+                    if size > limit:
+                        raise too_large
+                    if self._uploading > self._limits.uploads:
+                        raise LimitExceeded(
+                            "too many bodies are on their way in", "try again in a moment"
+                        )
+                    parts.append(part)
+                return b"".join(parts)
+        except TimeoutError:
+            seconds = self._limits.body_seconds
+            raise BadRequest(f"the body was not complete after {seconds:g} s") from None
+        except web.RequestPayloadError as error:
+            raise BadRequest(f"malformed body: {error}") from None
+        finally:
+            self._uploading -= size
+
+
+async def _continue(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
+    if request.headers["Expect"].lower() != "100-continue":
+        raise BadRequest("this Expect cannot be met", "only 100-continue is known")
+    if request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # It is not the answer: aiohttp asks this whether one has begun.
+        request.writer.output_size = 0
+
+
+_BATCH_HINT = 'a batch is {"messages": [{"destination": "/topic/a", "body": "…"}]}'
+
+
+def _from_query(parameters: Mapping[str, list[str]]) -> tuple[Properties, bool | None]:
+    known: dict[str, Any] = {}
+    headers: dict[str, Any] = {}
+    mandatory = None
+    for name in parameters:
+        value = one(parameters, name)
+        if name.startswith(_HEADER):
+            headers[name[len(_HEADER) :]] = value
+        elif name == "mandatory":
+            mandatory = flag(name, value)
+        elif name in NAMES and name not in _NOT_IN_QUERY:
+            known[name] = value
+        elif name not in _RESERVED:
+            raise BadRequest(
+                f"the parameter {name[:64]!r} is unknown",
+                "allowed are mandatory, header.NAME and "
+                + ", ".join(sorted(NAMES - _NOT_IN_QUERY)),
+            )
+    properties = properties_of(known)
+    if headers:
+        properties.headers = application_headers(headers)
+    return properties, mandatory
+
+
+def _partly(outcomes: list[BaseException | None]) -> BatchFailed:
+    failed: list[dict[str, Any]] = []
+    unknown: list[dict[str, Any]] = []
+    first: QueuecastError | None = None
+    for index, outcome in enumerate(outcomes):
+        if outcome is None:
+            continue
+        if not isinstance(outcome, QueuecastError):
+            raise outcome
+        first = first or outcome
+        entry = {
+            "index": index,
+            "code": outcome.code,
+            "text": outcome.text,
+            "hint": outcome.hint,
+            "retry": outcome.retry,
+        }
+        (unknown if isinstance(outcome, OutcomeUnknown) else failed).append(entry)
+    assert first is not None
+    return BatchFailed(
+        f"{len(failed)} of {len(outcomes)} messages were not published, "
+        f"of {len(unknown)} it is not known",
+        "send again only what failed",
+        {"failed": failed, "unknown": unknown},
+        for_error(first).status,
+    )

@@ -1,0 +1,146 @@
+"""Turns a push request into a session, wherever on a connection the request arrived.
+
+A request that is refused gets a session too, one that says so and closes: whoever takes the
+socket over from the door or from aiohttp is always a connection with a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from ..codecs.deflate import negotiate
+from ..codecs.http1 import error_body, response
+from ..codecs.websocket_handshake import offered_subprotocols
+from ..disconnect import Disconnect, for_error
+from ..errors import QueuecastError, Refused, Unavailable
+from ..sessions.request import SubscribeRequest
+from ..sessions.services import Services
+from ..sessions.sse import SseSession, refusal
+from ..sessions.stomp import StompSession
+from ..sessions.stomp_link import WebSocketLink
+from ..sessions.websocket import WebSocketSession, refuse
+from .connection import Session
+from .gate import Cors, Gate, Route
+
+PUSH = frozenset(("sse", "ws", "stomp"))
+
+
+class Push:
+    """Makes the sessions."""
+
+    def __init__(self, services: Services, gate: Gate) -> None:
+        self._services = services
+        self._gate = gate
+        self.draining = False
+
+    def session(
+        self,
+        transport: asyncio.Transport,
+        route: Route,
+        query: str,
+        headers: Mapping[str, str],
+        key: str | None,
+    ) -> Session:
+        """Return the session that answers a push request; not started yet.
+
+        key: Sec-WebSocket-Key when it is a WebSocket's opening handshake.
+        """
+        try:
+            cors = self._gate.admit(route, headers, transport)
+        except Refused as error:
+            # The one refusal that a WebSocket is not accepted for (RFC 6455 section 10.2): a
+            # foreign page learns nothing, not even the reason.
+            return Refusal(transport, refusal_plain(error))
+        try:
+            if self.draining:
+                raise Unavailable("the gateway is restarting")
+            if route.verb == "stomp" and key is not None:
+                return self._stomp(transport, headers, key, cors)
+            request = self._gate.subscription(route, query, headers, cors)
+            return self._make(transport, request, key, headers)
+        except QueuecastError as error:
+            return self._refused(transport, error, key, cors)
+
+    def _make(
+        self,
+        transport: asyncio.Transport,
+        request: SubscribeRequest,
+        key: str | None,
+        headers: Mapping[str, str],
+    ) -> Session:
+        if key is None:
+            return SseSession(self._services, transport, request)
+        extension = negotiate(headers) if self._services.compression else None
+        return WebSocketSession(self._services, transport, request, key=key, extension=extension)
+
+    def _stomp(
+        self, transport: asyncio.Transport, headers: Mapping[str, str], key: str, cors: Cors
+    ) -> Session:
+        link = WebSocketLink(self._services.limits.frame, key, offered_subprotocols(headers), cors)
+        return StompSession(self._services, transport, link, self._gate.peer(headers, transport))
+
+    def _refused(
+        self, transport: asyncio.Transport, error: QueuecastError, key: str | None, cors: Cors
+    ) -> Session:
+        if key is not None:
+            return WebSocketRefusal(transport, key, error, cors)
+        # Any final status stops an EventSource for good: one that may come back is cut off.
+        return Refusal(transport, b"" if self.draining else refusal(error, cors))
+
+
+class Refusal:
+    """A session that writes one answer and closes."""
+
+    __slots__ = ("_answer", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, answer: bytes) -> None:
+        self._transport = transport
+        self._answer = answer
+
+    def start(self) -> None:
+        self._transport.write(self._answer)
+        self._transport.close()
+
+    def receive_data(self, data: bytes) -> None:
+        """Nothing that the client says now matters."""
+
+    def eof_received(self) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def heartbeat(self, now: float) -> None: ...
+    def disconnect(self, reason: Disconnect) -> None: ...
+    def connection_lost(self) -> None: ...
+
+
+class WebSocketRefusal(Refusal):
+    """Accepts a WebSocket and closes it with the reason."""
+
+    __slots__ = ("_cors", "_error", "_key")
+
+    def __init__(
+        self, transport: asyncio.Transport, key: str, error: QueuecastError, cors: Cors
+    ) -> None:
+        super().__init__(transport, b"")
+        self._key = key
+        self._error = error
+        self._cors = cors
+
+    def start(self) -> None:
+        refuse(self._transport, self._key, self._error, self._cors)
+
+
+def refusal_plain(error: QueuecastError) -> bytes:
+    """Return the HTTP response that refuses a request without CORS."""
+    return answer(
+        for_error(error).status, error_body(error.code, error.text, error.hint, error.retry)
+    )
+
+
+def answer(status: int, body: bytes, headers: Cors = ()) -> bytes:
+    """Return a whole JSON response that closes its connection."""
+    return response(
+        status,
+        (("Content-Type", "application/json"), ("Cache-Control", "no-store"), *headers),
+        body,
+    )

@@ -1,0 +1,187 @@
+"""Ties door, web application and connections together, and shuts them down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable
+
+from ..aliases import Aliases
+from ..auth.origins import OriginCheck
+from ..config import Config
+from ..disconnect import Disconnect
+from ..errors import ConfigError
+from ..sessions.services import Services
+from .connection import Connections
+from .door import Doors
+from .gate import Gate
+from .handler import Server as HttpServer
+from .limits import ServerLimits
+from .listener import Listener, raise_open_files
+from .push import Push
+from .sockets import Sockets
+from .stomp import StompDoors
+from .web import Page, Web
+
+logger = logging.getLogger(__name__)
+
+# Share of the grace in which push clients are told to come back, so that they come back spread.
+_SPREAD = 0.25
+
+
+class Server:
+    """The gateway's public sockets. stomp: where plain STOMP listens, once started."""
+
+    def __init__(
+        self,
+        services: Services,
+        config: Config,
+        aliases: Aliases,
+        ready: Callable[[], tuple[bool, str]],
+        page: Page | None = None,
+        *,
+        reuse: bool = False,
+    ) -> None:
+        """ready: see Web. reuse: several processes may share the port."""
+        self.limits = _limits(config)
+        self.sockets = Sockets(self.limits.connections)
+        self._interval = min(1.0, self.limits.heartbeat, self.limits.head_seconds)
+        slots = round(self.limits.heartbeat / self._interval)
+        self.connections = Connections(self.sockets, slots)
+        server = config.server
+        self._gate = Gate(
+            services,
+            OriginCheck(server.origins, server.host),
+            aliases,
+            prefix=server.prefix,
+            is_proxy=_membership(server.trusted_proxies),
+        )
+        self._push = Push(services, self._gate)
+        self._web = Web(
+            services,
+            self._gate,
+            self._push,
+            self.connections,
+            self.sockets,
+            self.limits,
+            ready,
+            page,
+        )
+        self._address = (server.host, server.port, reuse)
+        self._http: HttpServer | None = None
+        self._listener: Listener | None = None
+        self._doors: Doors | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._services = services
+        self._stomp_address = server.stomp_address()
+        self._stomp_listener: Listener | None = None
+        self.stomp: tuple[str, int] | None = None
+
+    async def start(self) -> tuple[str, int]:
+        """Listen; returns host and port. Raises OSError when the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        self._http = http = self._web.server()
+        self._doors = Doors(
+            self._gate,
+            self._push,
+            self.connections,
+            http,
+            self.sockets,
+            self.limits,
+            loop.time,
+        )
+        host, port, reuse = self._address
+        self._listener = Listener(self._doors, host, port, reuse=reuse)
+        address = await self._listener.start()
+        if self._stomp_address is not None:
+            try:
+                await self._start_stomp(*self._stomp_address)
+            except BaseException:
+                self._listener.close()
+                raise
+        self._timer = loop.call_later(self._interval, self._beat)
+        return address
+
+    async def _start_stomp(self, host: str, port: int) -> None:
+        doors = StompDoors(self._services, self.connections, self.sockets, host)
+        self._stomp_listener = Listener(doors, host, port, reuse=self._address[2])
+        try:
+            self.stomp = await self._stomp_listener.start()
+        except OSError as error:
+            raise ConfigError(
+                f"server.stomp_tcp: cannot listen on {host} port {port}: {error.strerror or error}",
+                "RabbitMQ's STOMP plugin usually has 61613; choose another, or 0 for a free one",
+            ) from None
+
+    def stop_accepting(self) -> None:
+        """Close the listener, refuse new subscriptions; what is open goes on. /readyz says 503."""
+        self._push.draining = True
+        for listener in (self._listener, self._stomp_listener):
+            if listener is not None:
+                listener.close()
+
+    async def stop(self, reason: Disconnect, grace: float) -> None:
+        """Close everybody within `grace` seconds.
+
+        Push clients are told the reason, requests under way get their answers.
+        """
+        self.stop_accepting()
+        if self._doors is not None:
+            self._doors.close()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace
+        self._web.end_polls()
+        await self.connections.disconnect_all(reason, grace * _SPREAD)
+        if self._http is not None:
+            # After the listener: else a connection accepted meanwhile is nobody's. It waits twice,
+            # for the answer and for the task behind it.
+            self._http.pre_shutdown()
+            await self._http.shutdown(max(0.1, (deadline - loop.time()) / 2))
+            self._http = None
+        await self.connections.emptied(max(0.0, deadline - loop.time()))
+        self.connections.abort_all()
+        # An abort takes effect in the next turn of the loop.
+        await asyncio.sleep(0)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        # First of all, so that nothing below can stop the clock of everybody.
+        self._timer = loop.call_later(self._interval, self._beat)
+        now = loop.time()
+        assert self._doors is not None
+        self._doors.sweep(now)
+        self.connections.beat(now)
+
+
+def _limits(config: Config) -> ServerLimits:
+    limits = config.limits
+    possible = raise_open_files()
+    return ServerLimits(
+        connections=min(limits.connections or possible, possible),
+        head=limits.head,
+        headers=limits.headers,
+        head_seconds=limits.head_timeout,
+        batch=limits.batch_bytes,
+        batch_messages=limits.batch,
+        heartbeat=config.server.heartbeat,
+    )
+
+
+def _membership(proxies: Iterable[str]) -> Callable[[str], bool] | None:
+    """Return whether an address is within the networks; None when there are none."""
+    networks = [ipaddress.ip_network(each, strict=False) for each in proxies]
+    if not networks:
+        return None
+
+    def is_member(peer: str) -> bool:
+        try:
+            address = ipaddress.ip_address(peer.partition("%")[0])
+        except ValueError:
+            return False  # not an address: a Unix socket's name
+        return any(address in network for network in networks)
+
+    return is_member

@@ -1,0 +1,35 @@
+"""Counts the open client connections against their limit."""
+
+from __future__ import annotations
+
+# Connections beyond the limit that get an answer instead of a reset: a flood must not exhaust
+# the file descriptors that the broker's connections and the log need.
+RESERVE = 64
+
+
+class Sockets:
+    """The number of open connections, whatever protocol holds them now."""
+
+    __slots__ = ("limit", "open", "refused")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.open = 0
+        self.refused = 0
+
+    def enter(self) -> bool:
+        """Count one more; returns whether it is within the limit. `leave` follows either way."""
+        self.open += 1
+        if self.open <= self.limit:
+            return True
+        self.refused += 1
+        return False
+
+    def leave(self) -> None:
+        """Count one less."""
+        self.open -= 1
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether one over the limit can still be told so."""
+        return self.open <= self.limit + RESERVE

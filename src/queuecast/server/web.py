@@ -1,0 +1,299 @@
+"""The web application: publishing, long poll, health, pages, and readable refusals.
+
+It stands on aiohttp's lowest layer, one handler for every request: routing is the gate's, so
+that a request means the same here and at the door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import msgspec
+from aiohttp import web
+from multidict import CIMultiDict
+
+from ..auth.identity import ANONYMOUS
+from ..codecs.http1 import error_body
+from ..codecs.websocket_handshake import HandshakeError, check_upgrade
+from ..disconnect import for_error
+from ..errors import QueuecastError, Unavailable
+from ..sessions.poll import poll
+from ..sessions.services import Services
+from .connection import Connections
+from .gate import GUARDED, Cors, Gate, Route, split_target
+from .handler import Handler, Server, Taken
+from .limits import ServerLimits
+from .publish import BatchFailed, Publisher
+from .push import PUSH, Push
+from .sockets import Sockets
+
+logger = logging.getLogger(__name__)
+
+# Content type and body of a page by its path, or None when there is none there.
+Page = Callable[[str], tuple[str, bytes] | None]
+
+_METHODS = {
+    "sse": "GET",
+    "ws": "GET",
+    "stomp": "GET",
+    "poll": "GET",
+    "publish": "POST",
+    "healthz": "GET, HEAD",
+    "readyz": "GET, HEAD",
+    "": "GET, HEAD",
+}
+
+
+class Web:
+    """Everything that is not a push connection."""
+
+    def __init__(
+        self,
+        services: Services,
+        gate: Gate,
+        push: Push,
+        connections: Connections,
+        sockets: Sockets,
+        limits: ServerLimits,
+        ready: Callable[[], tuple[bool, str]],
+        page: Page | None = None,
+    ) -> None:
+        """ready: whether the broker can be used, and its status for people."""
+        self._services = services
+        self._gate = gate
+        self._push = push
+        self._connections = connections
+        self._sockets = sockets
+        self._limits = limits
+        self._ready = ready
+        self._page = page
+        self._publisher = Publisher(services, limits)
+        # At most one per connection, whose number is bounded.
+        self._polls: set[asyncio.Task[bytes]] = set()
+
+    def server(self) -> Server:
+        """Return what makes the protocols of connections; call it inside the loop."""
+        return Server(
+            self.handle,
+            self._sockets,
+            access_log=None,
+            keepalive_timeout=self._limits.keepalive,
+            max_line_size=self._limits.head,
+            max_field_size=self._limits.head,
+            max_headers=self._limits.headers,
+            # A refused body is read for so long, so that its sender sees the answer.
+            lingering_time=2.0,
+            # The body is the message's, as it came.
+            auto_decompress=False,
+        )
+
+    def end_polls(self) -> None:
+        """Answer every long poll that waits: the gateway is shutting down."""
+        for task in list(self._polls):
+            task.cancel()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        headers: dict[str, str] = {}
+        for name, text in request.headers.items():
+            key = name.lower()
+            # As at the door: a byte is a character. aiohttp's surrogates fit into no answer.
+            value = text.encode("utf-8", "surrogateescape").decode("latin-1")
+            headers[key] = f"{headers[key]}, {value}" if key in headers else value
+        path, query = split_target(request.raw_path, headers)
+        route = self._gate.route(path, query)
+        if route.verb in PUSH and request.method == "GET" and not request.body_exists:
+            taken = self._take_over(request, route, query, headers)
+            if taken is not None:
+                return taken
+        cors: Cors = ()
+        try:
+            cors = self._gate.admit(route, headers, request.transport)
+            response = await self._answer(request, route, query, headers, cors)
+        except BatchFailed as error:
+            response = _refusal(error, status=error.status, extra=error.extra)
+        except QueuecastError as error:
+            response = _refusal(error)
+        except ConnectionError:
+            raise  # the client went; nobody is left to answer
+        except Exception:
+            logger.exception("%s %s failed", request.method, path)
+            response = _problem(500, "internal", "internal error, see the gateway's log")
+        if not response.prepared:
+            # aiohttp would name itself and Python, with their versions.
+            response.headers["Server"] = "queuecast"
+            for name, value in cors:
+                response.headers[name] = value
+        return response
+
+    # -- routes ---------------------------------------------------------------------------
+
+    async def _answer(
+        self,
+        request: web.BaseRequest,
+        route: Route,
+        query: str,
+        headers: Mapping[str, str],
+        cors: Cors,
+    ) -> web.StreamResponse:
+        allowed = _METHODS[route.verb]
+        if request.method == "OPTIONS" and route.verb in GUARDED:
+            return web.Response(
+                status=204, headers=self._gate.preflight(headers, allowed, request.transport)
+            )
+        if request.method not in allowed.split(", "):
+            return _problem(
+                405,
+                "method_not_allowed",
+                f"{request.method} is not possible here",
+                f"allowed is {allowed}",
+                {"Allow": allowed},
+            )
+        match route.verb:
+            case "publish":
+                if route.rest in ("", "/"):
+                    return _json(await self._publisher.batch(request, ANONYMOUS))
+                return _json(await self._publisher.single(request, ANONYMOUS, route.rest, query))
+            case "poll":
+                return await self._poll(request, route, query, headers, cors)
+            case "healthz":
+                return _json({"status": "ok"})
+            case "readyz":
+                return self._readyz()
+            case "":
+                return self._show(route.rest)
+            case _:
+                return _not_push(request, route, headers)
+
+    async def _poll(
+        self,
+        request: web.BaseRequest,
+        route: Route,
+        query: str,
+        headers: Mapping[str, str],
+        cors: Cors,
+    ) -> web.StreamResponse:
+        wanted = self._gate.subscription(route, query, headers, cors)
+        handler = cast(Handler, request.protocol)
+        polling = asyncio.create_task(poll(self._services, wanted, self._services.limits.poll))
+        handler.watch(polling)
+        self._polls.add(polling)
+        try:
+            return _raw_json(200, await polling)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not we were cancelled but the poll: by a shutdown, or because the client went.
+            if self._push.draining:
+                raise Unavailable("the gateway is restarting") from None
+            raise ConnectionResetError("the client went") from None
+        finally:
+            self._polls.discard(polling)
+            handler.watch(None)
+
+    def _readyz(self) -> web.Response:
+        ready, status = self._ready()
+        if self._push.draining:
+            ready, status = False, "draining"
+        return _json({"ready": ready, "status": status}, 200 if ready else 503)
+
+    def _show(self, path: str) -> web.Response:
+        found = self._page(path) if self._page is not None else None
+        if found is not None:
+            kind, body = found
+            return web.Response(
+                body=body, headers={"Content-Type": kind, "Cache-Control": "no-cache"}
+            )
+        if path == "/":
+            return web.Response(text="Queuecast is running.\n")
+        return _problem(
+            404,
+            "not_found",
+            "there is nothing at this address",
+            "known are /sse/…, /ws/…, /poll/…, /publish/…, /healthz and /readyz",
+        )
+
+    def _take_over(
+        self, request: web.BaseRequest, route: Route, query: str, headers: Mapping[str, str]
+    ) -> Taken | None:
+        key = None
+        if route.verb != "sse":
+            version = f"{request.version.major}.{request.version.minor}"
+            try:
+                key = check_upgrade(request.method, version, headers)
+            except HandshakeError:
+                return None  # _answer says why
+        handler = cast(Handler, request.protocol)
+        if handler.transport is None or handler.transport.is_closing():
+            raise ConnectionResetError("the client went")
+        session = self._push.session(handler.transport, route, query, headers, key)
+        detached = handler.detach()
+        self._connections.adopt(
+            detached.transport,
+            session,
+            detached.rest,
+            paused=detached.paused,
+            release=detached.release,
+        )
+        return Taken()
+
+
+def _not_push(request: web.BaseRequest, route: Route, headers: Mapping[str, str]) -> web.Response:
+    """Answer a push route's GET that cannot become a push connection."""
+    if route.verb == "sse":
+        return _problem(400, "bad_request", "a GET for events has no body")
+    version = f"{request.version.major}.{request.version.minor}"
+    try:
+        check_upgrade(request.method, version, headers)
+    except HandshakeError as error:
+        code = "upgrade_required" if error.status == 426 else "bad_request"
+        return _problem(error.status, code, error.text, "", dict(error.headers))
+    return _problem(400, "bad_request", "a WebSocket's opening handshake has no body")
+
+
+def _refusal(
+    error: QueuecastError, *, status: int | None = None, extra: Mapping[str, Any] | None = None
+) -> web.Response:
+    headers = {"Retry-After": "5"} if error.retry else {}
+    return _problem(
+        status or for_error(error).status,
+        error.code,
+        error.text,
+        error.hint,
+        headers,
+        retry=error.retry,
+        extra=extra,
+    )
+
+
+def _problem(
+    status: int,
+    code: str,
+    text: str,
+    hint: str = "",
+    headers: Mapping[str, str] | None = None,
+    *,
+    retry: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> web.Response:
+    if extra:
+        body = msgspec.json.encode(
+            {"code": code, "text": text, "hint": hint, "retry": retry, **extra}
+        )
+    else:
+        body = error_body(code, text, hint, retry)
+    return _raw_json(status, body, headers)
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return _raw_json(status, msgspec.json.encode(value) + b"\n")
+
+
+def _raw_json(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
+    made = CIMultiDict(headers or {})
+    made["Cache-Control"] = "no-store"
+    return web.Response(status=status, body=body, headers=made, content_type="application/json")

@@ -1,0 +1,200 @@
+"""The encodings: values that decide a subscription's bytes on the wire.
+
+Equal values, equal bytes: everything that shows in the bytes is a field here, from the framing
+to the name the client used. An encoding that left a layer out would make cohorts of one.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..codecs import deflate, sse
+from ..codecs.websocket import BINARY, TEXT, frame_header
+from ..destination import Destination
+from ..hub.log import Entry, Gap
+from ..message import Message
+from ..position import Vector
+from .envelope import encode_json, gap_notice, message_envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What the client called its destinations: one text per lane, and which are aliases."""
+
+    names: tuple[str, ...]
+    aliases: tuple[bool, ...]
+
+    def envelope(
+        self, message: Message, lane: int, position: str | None, ack: str | None = None
+    ) -> bytes:
+        """Return a message's JSON envelope."""
+        # A lane beyond the names is a partition of a single destination.
+        index = lane if len(self.names) > 1 else 0
+        return encode_json(
+            message_envelope(
+                message,
+                subscription=self.names[index],
+                alias=self.aliases[index],
+                position=position,
+                ack=ack,
+            )
+        )
+
+
+def naming(*destinations: Destination) -> Naming:
+    """Return how to name destinations to a client: aliases as it wrote them, others by their
+    canonical text, so that spellings do not split cohorts."""
+    return Naming(
+        tuple(destination.shown for destination in destinations),
+        tuple(destination.alias is not None for destination in destinations),
+    )
+
+
+# Subscriptions without an envelope do not show their name: all share one encoding.
+UNNAMED = Naming(("",), (False,))
+
+
+class Framed:
+    """An encoding that frames message by message."""
+
+    __slots__ = ()
+
+    def encode(self, entries: Sequence[Entry], vector: Vector) -> bytes:
+        """See hub.subscription.Encoding."""
+        parts: list[bytes] = []
+        for entry in entries:
+            message = entry.message
+            if message is None:
+                last = str(vector)
+                vector.advance(entry.lane, entry.offset, entry.epoch)
+                first = str(vector)
+                parts.append(self.encode_gap(Gap(entry.reason, last, first), first))
+                continue
+            vector.advance(entry.lane, entry.offset)
+            self.add(parts, message, entry.lane, str(vector))
+        return b"".join(parts)
+
+    def encode_delivery(self, message: Message, ack: str | None) -> bytes:
+        """Return the bytes of a work queue's message; it has no position."""
+        parts: list[bytes] = []
+        self.add(parts, message, 0, None, ack)
+        return b"".join(parts)
+
+    def add(
+        self,
+        parts: list[bytes],
+        message: Message,
+        lane: int,
+        position: str | None,
+        ack: str | None = None,
+    ) -> None:
+        """Append one message's bytes."""
+        raise NotImplementedError
+
+    def encode_gap(self, gap: Gap, position: str) -> bytes:
+        """See hub.subscription.Encoding."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class SseEncoding(Framed):
+    """Server-Sent Events: the bare body or an envelope as data, the position as id.
+
+    A bare body that is not UTF-8 is base64 in an event named `binary`.
+    """
+
+    naming: Naming = UNNAMED
+    envelope: bool = False
+
+    def add(
+        self,
+        parts: list[bytes],
+        message: Message,
+        lane: int,
+        position: str | None,
+        ack: str | None = None,
+    ) -> None:
+        if self.envelope:
+            parts.append(sse.event(self.naming.envelope(message, lane, position, ack), id=position))
+            return
+        body = message.body
+        if is_utf8(body):
+            parts.append(sse.event(body, id=position))
+        else:
+            parts.append(sse.event(base64.b64encode(body), id=position, event="binary"))
+
+    def encode_gap(self, gap: Gap, position: str) -> bytes:
+        return sse.event(encode_json(gap_notice(gap)), event="gap", id=position)
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocketEncoding(Framed):
+    """Plain WebSocket: one frame per message, the bare body or an envelope.
+
+    A bare body that is not UTF-8 is a binary frame. A gap is an envelope either way.
+    deflate: messages go out with permessage-deflate where it pays; it must be negotiated.
+    """
+
+    naming: Naming = UNNAMED
+    envelope: bool = False
+    deflate: bool = False
+
+    def add(
+        self,
+        parts: list[bytes],
+        message: Message,
+        lane: int,
+        position: str | None,
+        ack: str | None = None,
+    ) -> None:
+        if self.envelope:
+            body = self.naming.envelope(message, lane, position, ack)
+            opcode = TEXT
+        else:
+            body = message.body
+            opcode = TEXT if is_utf8(body) else BINARY
+        if self.deflate:
+            opcode, body = deflate.pack(opcode, body)
+        parts.append(frame_header(opcode, len(body)))
+        parts.append(body)
+
+    def encode_gap(self, gap: Gap, position: str) -> bytes:
+        notice: dict[str, object] = {"gap": gap_notice(gap), "position": position}
+        if self.envelope:
+            notice["subscription"] = self.naming.names[0]
+        body = encode_json(notice)
+        return frame_header(TEXT, len(body)) + body
+
+
+@dataclass(frozen=True, slots=True)
+class PollEncoding(Framed):
+    """Long poll: JSON envelopes, each followed by a comma."""
+
+    naming: Naming
+
+    def add(
+        self,
+        parts: list[bytes],
+        message: Message,
+        lane: int,
+        position: str | None,
+        ack: str | None = None,
+    ) -> None:
+        parts.append(self.naming.envelope(message, lane, position, ack))
+        parts.append(b",")
+
+    def encode_gap(self, gap: Gap, position: str) -> bytes:
+        return encode_json({"gap": gap_notice(gap), "position": position}) + b","
+
+
+def is_utf8(body: bytes) -> bool:
+    """Tell whether a body can be sent as text."""
+    if body.isascii():
+        return True
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,110 @@
+"""The JSON envelope: position, destination, headers and body of a message together.
+
+Header names are STOMP's; application headers stand beside them and never hide one of ours.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from ..destination import of_message
+from ..errors import QueuecastError
+from ..hub.log import Gap
+from ..message import Message, Properties
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
+encode_json = _encoder.encode
+
+_PLAIN_HEADERS = (
+    ("content-type", "content_type"),
+    ("content-encoding", "content_encoding"),
+    ("priority", "priority"),
+    ("correlation-id", "correlation_id"),
+    ("reply-to", "reply_to"),
+    ("expiration", "expiration"),
+    ("message-id", "message_id"),
+    ("timestamp", "timestamp"),
+    ("type", "type"),
+    ("user-id", "user_id"),
+    ("app-id", "app_id"),
+)
+
+
+def headers_of(properties: Properties) -> dict[str, Any]:
+    """Return the headers that a client sees: the properties under their STOMP names, and the
+    application's own."""
+    headers: dict[str, Any] = {
+        name: jsonable(value) for name, value in properties.headers.items() if value is not None
+    }
+    for name, attribute in _PLAIN_HEADERS:
+        value = getattr(properties, attribute)
+        if value is not None:
+            headers[name] = value
+    if properties.persistent:
+        headers["persistent"] = True
+    return headers
+
+
+def jsonable(value: Any) -> Any:
+    """Return an AMQP header value as JSON can carry it; bytes that are no text become base64."""
+    if isinstance(value, (bytes, bytearray)):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return {str(name): jsonable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    return value
+
+
+def message_envelope(
+    message: Message,
+    *,
+    subscription: str,
+    alias: bool,
+    position: str | None = None,
+    ack: str | None = None,
+) -> dict[str, Any]:
+    """Return a message's envelope as a mapping, ready for JSON.
+
+    subscription: what the client named. alias: it named an alias, so broker names stay hidden.
+    position: of a shared destination's message. ack: the id to settle a delivery with.
+    """
+    envelope: dict[str, Any] = {}
+    if position is not None:
+        envelope["position"] = position
+    if ack is not None:
+        envelope["ack"] = ack
+    envelope["subscription"] = subscription
+    envelope["destination"] = (
+        subscription if alias else str(of_message(message.exchange, message.routing_key))
+    )
+    if message.redelivered:
+        envelope["redelivered"] = True
+    envelope["headers"] = headers_of(message.properties)
+    try:
+        envelope["body"] = message.body.decode()
+    except UnicodeDecodeError:
+        envelope["base64"] = base64.b64encode(message.body).decode()
+    return envelope
+
+
+def gap_notice(gap: Gap) -> dict[str, Any]:
+    """Return a gap as clients read it: `last` known position ("" if none) and `first` to come."""
+    return {"reason": gap.reason, "last": gap.last, "first": gap.first}
+
+
+def error_notice(error: QueuecastError) -> dict[str, Any]:
+    """Return an error as clients read it."""
+    return {
+        "code": error.code,
+        "text": error.text,
+        "hint": error.hint,
+        "retry": error.retry,
+    }

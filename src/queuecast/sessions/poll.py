@@ -1,0 +1,116 @@
+"""Long poll: one request waits for the next messages and answers them as a JSON batch.
+
+    GET /poll/topic/prices?since=ID  →  {"messages": [envelope, …], "next": "ID"}
+
+A gap stands among the messages as {"gap": {…}, "position": …}. Between two polls the feed lives
+on (it lingers), so `since` finds what came meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from ..auth.identity import Identity
+from ..disconnect import Disconnect
+from ..errors import BadRequest, QueuecastError, Unavailable
+from ..hub.subscription import Subscription
+from ..runtime import Promise
+from .base import Session
+from .encodings import PollEncoding, naming
+from .envelope import encode_json
+from .request import SubscribeRequest
+from .services import Services
+
+
+class _NoTransport:
+    """A poll has no socket of its own: its answer is collected."""
+
+    def write(self, data: bytes, /) -> None:
+        raise RuntimeError("a poll is collected, not written")
+
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+    def can_write_eof(self) -> bool:
+        return False
+
+    def write_eof(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def is_closing(self) -> bool:
+        return False
+
+
+class PollSession(Session):
+    """Takes one write, then is full: the rest is for the next poll."""
+
+    __slots__ = ("_answer", "_wake")
+
+    def __init__(self, services: Services, identity: Identity, wake: Promise) -> None:
+        super().__init__(services, _NoTransport(), identity)
+        self.write: Callable[[bytes], None] = self._collect
+        self._answer: list[bytes] = []
+        self._wake = wake
+
+    def _collect(self, data: bytes) -> None:
+        self._answer.append(data)
+        self.pause_writing()
+        if not self._wake.done():
+            self._wake.set_result(None)
+
+    def disconnect(self, reason: Disconnect) -> None:
+        if not self._wake.done():
+            self._wake.set_exception(Unavailable(reason.text))
+
+    def feed_failed(self, subscription: Subscription, error: QueuecastError) -> None:
+        if not self._wake.done():
+            self._wake.set_exception(error)
+
+    def work_cancelled(self, work: object, error: QueuecastError) -> None:
+        if not self._wake.done():
+            self._wake.set_exception(error)
+
+    def body(self, next_position: str | None) -> bytes:
+        """Return the answer's JSON."""
+        messages = b"".join(self._answer).removesuffix(b",")
+        return b'{"messages":[%b],"next":%b}' % (messages, encode_json(next_position))
+
+
+async def poll(services: Services, request: SubscribeRequest, timeout: float) -> bytes:
+    """Answer one poll: as soon as there is something, or empty after `timeout` seconds.
+
+    Messages of queues are acked when they are handed over to be written: at most once.
+    Raises what the subscription raises.
+    """
+    if request.ack:
+        raise BadRequest(
+            "ack=client is not available on long poll",
+            "use a WebSocket with envelope=json, or leave ack out",
+        )
+    wake = services.runtime.promise()
+    session = PollSession(services, request.identity, wake)
+    try:
+        try:
+            await services.runtime.within(services.limits.live_within, _open(session, request))
+        except TimeoutError:
+            raise Unavailable("the broker does not answer") from None
+        for subscription in session.subscriptions:
+            subscription.flow()
+        for work in session.work:
+            work.flow()
+        # Nothing came: an empty batch and the present position.
+        with contextlib.suppress(TimeoutError):
+            await services.runtime.within(timeout, wake)
+        positions = [str(subscription.position()) for subscription in session.subscriptions]
+        return session.body(positions[0] if positions else None)
+    finally:
+        session.end()
+
+
+async def _open(session: PollSession, request: SubscribeRequest) -> None:
+    if request.shared:
+        encoding = PollEncoding(naming(*request.shared))
+        await session.subscribe(request.shared, encoding, request.start)
+    for destination in request.work:
+        encoding = PollEncoding(naming(destination))
+        await session.consume(destination, encoding, ack=False, prefetch=request.prefetch)

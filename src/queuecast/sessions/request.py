@@ -1,0 +1,137 @@
+"""What a client asks for when it subscribes by URL: destinations, start, envelope, ack.
+
+The parameters mean the same on SSE, WebSocket and long poll (docs/protocols.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qs
+
+from ..auth.identity import ANONYMOUS, Identity
+from ..destination import Destination, path_text
+from ..errors import BadRequest, LimitExceeded
+from ..position import LIVE, Start
+
+# Distinct parameters in a query; more would only cost us time.
+MAX_PARAMETERS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class SubscribeRequest:
+    """A subscription asked for in a URL.
+
+    destinations: what was named, in order.
+    ack: whether the client settles deliveries itself. prefetch: None where not given.
+    cors: header lines (name, value) that every answer must carry. in_path: the (only)
+    destination stood in the path. verdict: only the answer is wanted, no stream.
+    """
+
+    destinations: tuple[Destination, ...]
+    start: Start = LIVE
+    envelope: bool = False
+    ack: bool = False
+    prefetch: int | None = None
+    identity: Identity = ANONYMOUS
+    cors: tuple[tuple[str, str], ...] = ()
+    in_path: bool = False
+    verdict: bool = False
+
+    @property
+    def work(self) -> tuple[Destination, ...]:
+        """The destinations that are queues."""
+        return tuple(item for item in self.destinations if not item.is_shared)
+
+    @property
+    def shared(self) -> tuple[Destination, ...]:
+        """The destinations that are feeds."""
+        return tuple(item for item in self.destinations if item.is_shared)
+
+
+def parse_subscribe(
+    path: str,
+    query: str,
+    headers: Mapping[str, str],
+    resolve: Callable[[str], Destination],
+    *,
+    limit: int,
+    identity: Identity = ANONYMOUS,
+    cors: tuple[tuple[str, str], ...] = (),
+) -> SubscribeRequest:
+    """Read a subscription from a URL.
+
+    path: what follows the verb, raw ("" or "/" when the destinations are in the query).
+    query: raw. headers: lower-case names. resolve: the destination of a text, aliases expanded.
+    limit: destinations per connection. Raises BadRequest and its kin, LimitExceeded.
+    """
+    parameters = parse_query(query)
+    names = list(parameters.get("destination", ()))
+    if path not in ("", "/"):
+        names.insert(0, path_text(path))
+    if not names:
+        raise BadRequest(
+            "no destination given", "write /sse/topic/prices, or ?destination=/topic/prices"
+        )
+    if len(names) > limit:
+        raise LimitExceeded(f"{len(names)} destinations, at most {limit} per connection")
+    destinations = tuple(resolve(name) for name in names)
+    if len(set(destinations)) != len(destinations):
+        raise BadRequest("a destination is named twice")
+    return SubscribeRequest(
+        destinations,
+        Start.parse(
+            headers.get("last-event-id") or one(parameters, "since"), one(parameters, "last")
+        ),
+        _choice(parameters, "envelope", "json"),
+        _choice(parameters, "ack", "client", also="auto"),
+        parse_prefetch(one(parameters, "prefetch")),
+        identity,
+        cors,
+        in_path=len(parameters.get("destination", ())) == 0,
+        verdict="application/json" in headers.get("accept", ""),
+    )
+
+
+def parse_query(query: str) -> dict[str, list[str]]:
+    """Read a raw query string; raises BadRequest when it is malformed."""
+    try:
+        return parse_qs(
+            query,
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=MAX_PARAMETERS,
+        )
+    except ValueError as error:
+        raise BadRequest(f"malformed query: {error}", "percent-encode it as UTF-8") from None
+
+
+def one(parameters: Mapping[str, list[str]], name: str) -> str | None:
+    """Return the value of a parameter that may stand once; raises BadRequest."""
+    values = parameters.get(name)
+    if values is None:
+        return None
+    if len(values) > 1:
+        raise BadRequest(f"the parameter {name!r} is given {len(values)} times, once is allowed")
+    return values[0]
+
+
+def parse_prefetch(text: str | None) -> int | None:
+    """Read a prefetch count, 1 to 65535 (AMQP's short); raises BadRequest."""
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 65535:
+        raise BadRequest(f"prefetch={text[:32]!r} is not a count", "give 1 to 65535")
+    return int(text)
+
+
+def _choice(
+    parameters: Mapping[str, list[str]], name: str, value: str, also: str | None = None
+) -> bool:
+    given = one(parameters, name)
+    if given is None or given == also:
+        return False
+    if given != value:
+        allowed = value if also is None else f"{value} or {also}"
+        raise BadRequest(f"{name}={given[:32]!r} is unknown", f"allowed is {allowed}")
+    return True

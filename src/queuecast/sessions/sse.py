@@ -1,0 +1,163 @@
+"""Server-Sent Events: one request, one endless response (WHATWG HTML section 9.2).
+
+The response has no length and ends with the connection (RFC 9112 section 6.3), so that its bytes
+carry no framing of their own and all members of a cohort share them.
+
+An EventSource stops for good on any final status other than 200. So only what trying again
+cannot mend is answered with a status; while the broker is away the stream is opened and
+dropped, and the browser comes back by itself.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..codecs import sse
+from ..codecs.http1 import error_body, response
+from ..destination import Destination
+from ..disconnect import Disconnect, for_error
+from ..errors import BadRequest, QueuecastError, Unavailable
+from .base import Session
+from .encodings import SseEncoding, naming
+from .envelope import encode_json
+from .request import SubscribeRequest
+from .services import Services, Transport
+
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\n"
+    b"Content-Type: text/event-stream; charset=utf-8\r\n"
+    b"Cache-Control: no-store\r\n"
+    b"X-Accel-Buffering: no\r\n"
+    b"Connection: close\r\n"
+)
+
+
+class SseSession(Session):
+    """One EventSource."""
+
+    __slots__ = ("_request", "_streaming")
+
+    def __init__(self, services: Services, transport: Transport, request: SubscribeRequest) -> None:
+        super().__init__(services, transport, request.identity)
+        self._request: SubscribeRequest | None = request
+        self._streaming = False
+
+    def start(self) -> None:
+        request, self._request = self._request, None
+        assert request is not None
+        self.spawn(partial(self._begin, request), "SSE")
+
+    async def _begin(self, request: SubscribeRequest) -> None:
+        services = self.services
+        try:
+            if request.ack:
+                raise BadRequest(
+                    "ack=client is not available on SSE",
+                    "use a WebSocket with envelope=json, or leave ack out",
+                )
+            await services.runtime.within(services.limits.live_within, self._open(request))
+        except (TimeoutError, Unavailable) as error:
+            if request.verdict:
+                self._refuse(_unavailable(error), request)
+                return
+            self._write_head(request)
+            self.disconnect(for_error(_unavailable(error)))
+            return
+        except QueuecastError as error:
+            self._refuse(error, request)
+            return
+        if request.verdict:
+            self._grant(request)
+            return
+        self._write_head(request)
+        self._write_positions()
+        for subscription in self.subscriptions:
+            subscription.flow()
+        for work in self.work:
+            work.flow()
+
+    async def _open(self, request: SubscribeRequest) -> None:
+        if request.shared:
+            encoding = _encoding(request, request.shared)
+            await self.subscribe(request.shared, encoding, request.start)
+        # A verdict takes nothing; what the broker hands over meanwhile goes back.
+        prefetch = 1 if request.verdict else request.prefetch
+        for destination in request.work:
+            encoding = _encoding(request, (destination,))
+            await self.consume(destination, encoding, ack=False, prefetch=prefetch)
+
+    # -- bytes ----------------------------------------------------------------------------
+
+    def _write_head(self, request: SubscribeRequest) -> None:
+        lines = [_HEAD]
+        lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in request.cors]
+        self.write(b"".join(lines) + b"\r\n" + sse.retry(self.services.retry))
+        self._streaming = True
+
+    def _write_positions(self) -> None:
+        """Give the client its position before, and between, messages.
+
+        An empty data line and an event type of its own: a bare id would do for browsers, but
+        not for every EventSource.
+        """
+        for subscription in self.subscriptions:
+            position = str(subscription.position())
+            self.write(sse.event(b"", id=position, event="position"))
+
+    def _refuse(self, error: QueuecastError, request: SubscribeRequest) -> None:
+        self.write(refusal(error, request.cors))
+        self.end()
+        self.transport.close()
+
+    def _grant(self, request: SubscribeRequest) -> None:
+        positions = [str(subscription.position()) for subscription in self.subscriptions]
+        body = encode_json({"code": "ok", "position": positions[0] if positions else None})
+        self.write(response(200, _json_headers(request.cors), body))
+        self.end()
+        self.transport.close()
+
+    # -- the connection's calls -----------------------------------------------------------
+
+    def receive_data(self, data: bytes) -> None:
+        """An EventSource sends nothing after its request; whatever comes is ignored."""
+
+    def heartbeat(self, now: float) -> None:
+        if not self._streaming or self.paused:
+            return
+        self.write(sse.comment())
+        if all(subscription.live for subscription in self.subscriptions):
+            self._write_positions()
+
+    def disconnect(self, reason: Disconnect) -> None:
+        if self.closed:
+            return
+        stalled, streaming = self.paused, self._streaming
+        self.end()
+        if not streaming or stalled:
+            self.transport.abort()
+            return
+        notice = {"code": reason.name, "text": reason.text, "hint": "", "retry": reason.retry}
+        self.write(sse.event(encode_json(notice), event="disconnect"))
+        self.transport.close()
+
+
+def refusal(error: QueuecastError, cors: tuple[tuple[str, str], ...] = ()) -> bytes:
+    """Return the whole HTTP response that refuses an SSE request, readable by scripts."""
+    body = error_body(error.code, error.text, error.hint, error.retry)
+    return response(for_error(error).status, _json_headers(cors), body)
+
+
+def _json_headers(cors: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return (("Content-Type", "application/json"), ("Cache-Control", "no-store"), *cors)
+
+
+def _unavailable(error: BaseException) -> QueuecastError:
+    if isinstance(error, QueuecastError):
+        return error
+    return Unavailable("the subscription is not live yet: the broker does not answer")
+
+
+def _encoding(request: SubscribeRequest, destinations: tuple[Destination, ...]) -> SseEncoding:
+    if not request.envelope:
+        return SseEncoding()
+    return SseEncoding(naming(*destinations), envelope=True)

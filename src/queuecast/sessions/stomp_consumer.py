@@ -1,0 +1,77 @@
+"""A STOMP subscription's consumer: what was handed to the client, and how it is settled.
+
+With `ack:client` an ACK or NACK settles everything up to it within the subscription (STOMP 1.2,
+"ACK"), with `client-individual` one message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..codecs.stomp_values import AckMode, MessageId
+from ..destination import Destination
+from .stomp_encodings import StompWorkEncoding
+from .work import WorkSubscription
+
+if TYPE_CHECKING:
+    from .stomp import StompSession
+
+
+class StompConsumer(WorkSubscription):
+    """One consumer. tag: by which the session knows the subscription. id: the client's own."""
+
+    __slots__ = ("_mode", "_sent", "_session_id", "_tag", "_void")
+
+    def __init__(
+        self,
+        session: StompSession,
+        destination: Destination,
+        *,
+        tag: str,
+        id: str | None,
+        mode: AckMode,
+        alias: str | None,
+    ) -> None:
+        acks = mode is not AckMode.AUTO
+        encoding = StompWorkEncoding(
+            id, session.framing, alias, acks=acks and session.version == "1.2"
+        )
+        super().__init__(session, destination, encoding, session.free_number(), client_acks=acks)
+        self._tag = tag
+        self._mode = mode
+        self._session_id = session.id
+        # Handed to the client and not settled, in order; never more than the prefetch.
+        self._sent: dict[int, None] = {}
+        # Up to here deliveries are void: the broker connection they came by was lost.
+        self._void = 0
+
+    def ack_id(self, tag: int) -> str | None:
+        if self._mode is not AckMode.AUTO:
+            self._sent[tag] = None
+        return str(MessageId(self._tag, self._session_id, tag))
+
+    def reset(self) -> None:
+        super().reset()
+        if self._sent:
+            self._void = next(reversed(self._sent))
+            self._sent.clear()
+
+    def settle_id(self, tag: int, *, ack: bool, requeue: bool) -> bool:
+        """Settle what an ACK or NACK names; returns whether there was such a delivery.
+
+        One that was lost with the broker's connection counts: it is delivered again anyway.
+        """
+        if tag not in self._sent:
+            return 0 < tag <= self._void
+        if self._mode is AckMode.INDIVIDUAL:
+            tags = [tag]
+        else:
+            tags = []
+            for each in self._sent:
+                if each > tag:
+                    break
+                tags.append(each)
+        for each in tags:
+            del self._sent[each]
+            self.settle(each, ack=ack, requeue=requeue)
+        return True

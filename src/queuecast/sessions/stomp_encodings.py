@@ -1,0 +1,94 @@
+"""MESSAGE frames: of a feed, encoded once per cohort, and of a work queue.
+
+A feed's message-id is the position, so that sessions with the same subscription id share every
+byte; the STOMP versions do as well. A gap is a MESSAGE with headers only: `gap` is its reason,
+`last` the last position that was known ("" if none), message-id the one that follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..codecs.stomp_encode import encode_frame, header_lines, message_head
+from ..codecs.stomp_values import message_destination
+from ..hub.log import Gap
+from ..message import Message
+from .encodings import Framed, is_utf8
+from .stomp_headers import message_headers
+from .stomp_link import Framing
+
+
+@dataclass(frozen=True, slots=True)
+class StompEncoding(Framed):
+    """A feed's messages.
+
+    subscription: the client's id. destination: what it subscribed to; with `alias` it stands on
+    every message, so that broker names stay hidden.
+    """
+
+    subscription: str | None
+    framing: Framing
+    destination: str
+    alias: bool = False
+
+    def add(
+        self,
+        parts: list[bytes],
+        message: Message,
+        lane: int,
+        position: str | None,
+        ack: str | None = None,
+    ) -> None:
+        assert position is not None
+        frame = message_frame(
+            message, self.subscription, self.destination if self.alias else None, position
+        )
+        parts.append(self.framing.wrap(frame, text=is_utf8(message.body)))
+
+    def encode_gap(self, gap: Gap, position: str) -> bytes:
+        headers = [("destination", self.destination), ("message-id", position)]
+        if self.subscription is not None:
+            headers.insert(0, ("subscription", self.subscription))
+        headers += [("gap", gap.reason), ("last", gap.last)]
+        return self.framing.wrap(encode_frame("MESSAGE", headers))
+
+
+@dataclass(frozen=True, slots=True)
+class StompWorkEncoding:
+    """A work queue's messages. acks: the client is told what to ack (STOMP 1.2). alias: as above,
+    None when the client named no alias."""
+
+    subscription: str | None
+    framing: Framing
+    alias: str | None
+    acks: bool
+
+    def encode_delivery(self, message: Message, ack: str | None) -> bytes:
+        """See work.WorkEncoding; `ack` is the message-id, whoever acks."""
+        assert ack is not None
+        frame = message_frame(
+            message,
+            self.subscription,
+            self.alias,
+            ack,
+            redelivered=message.redelivered,
+            ack=ack if self.acks else None,
+        )
+        return self.framing.wrap(frame, text=is_utf8(message.body))
+
+
+def message_frame(
+    message: Message,
+    subscription: str | None,
+    alias: str | None,
+    message_id: str,
+    *,
+    redelivered: bool = False,
+    ack: str | None = None,
+) -> bytes:
+    """Return a message as a MESSAGE frame."""
+    destination = alias or message_destination(message.exchange, message.routing_key)
+    lines = header_lines(message_headers(message.properties))
+    return message_head(subscription, destination).encode(
+        message_id, message.body, lines, redelivered=redelivered, ack=ack
+    )

@@ -1,0 +1,241 @@
+"""Every setting's name, type, default, bounds and help, table by table; config.py reads them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from .brokers.base import BindingSpec, ExchangeSpec, QueueSpec
+from .errors import ConfigError
+from .options import option
+
+_HOST_PORT = re.compile(
+    r"(?:(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]+)):)?(?P<port>[0-9]{1,5})"
+)
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class ServerConfig(_Table, frozen=True, kw_only=True):
+    """[server]"""
+
+    host: Annotated[str, option("Address to listen on.", flag="--host")] = "127.0.0.1"
+    port: Annotated[
+        int, option("Port to listen on; 0 takes a free one.", flag="--port", ge=0, le=65535)
+    ] = 15674
+    prefix: Annotated[
+        str,
+        option("Path under which a proxy serves the gateway, e.g. `/push`.", flag="--prefix"),
+    ] = ""
+    stomp_tcp: Annotated[
+        str,
+        option(
+            "Where STOMP without WebSocket listens, for back ends: `[HOST:]PORT`, usually 61613; "
+            "nowhere when empty.",
+            flag="--stomp-tcp",
+        ),
+    ] = ""
+    origins: Annotated[
+        tuple[str, ...],
+        option(
+            "Origins whose pages may use the gateway, e.g. `https://app.example`, besides its own "
+            "and loopback names.",
+            flag="--origins",
+        ),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        option("Addresses or networks (CIDR) whose `X-Forwarded-*` headers are believed."),
+    ] = ()
+    allow_anyone: Annotated[
+        bool,
+        option(
+            "Start without `[[allow]]` rules although the gateway reaches beyond loopback.",
+            flag="--allow-anyone",
+        ),
+    ] = False
+    grace: Annotated[
+        float,
+        option(
+            "How long a shutdown waits for confirms in flight.", flag="--grace", kind="duration"
+        ),
+    ] = 10.0
+    demo: Annotated[bool, option("Serve the demo pages at `/`.", flag="--demo")] = False
+    heartbeat: Annotated[
+        float,
+        option("Pause between heartbeats; proxies cut at 60 s.", kind="duration", ge=0.01),
+    ] = 25.0
+    compression: Annotated[
+        bool,
+        option("Compress WebSocket messages (permessage-deflate).", flag="--compression"),
+    ] = False
+    retry: Annotated[
+        int, option("After what time a cut EventSource comes again.", unit="ms", ge=0)
+    ] = 2000
+
+    def stomp_address(self) -> tuple[str, int] | None:
+        """Return host and port of STOMP over TCP, None when it is off; raises ConfigError."""
+        if not self.stomp_tcp:
+            return None
+        found = _HOST_PORT.fullmatch(self.stomp_tcp)
+        if found is None or int(found["port"]) > 65535:
+            raise ConfigError(
+                f"server.stomp_tcp: {self.stomp_tcp!r} is not [HOST:]PORT",
+                'e.g. "61613", "0.0.0.0:61613", "[::1]:61613"',
+            )
+        return found["six"] or found["host"] or self.host, int(found["port"])
+
+
+class BrokerConfig(_Table, frozen=True, kw_only=True):
+    """[broker]"""
+
+    url: Annotated[
+        str,
+        option(
+            "`embedded:`, `amqp://user:password@host:5672/vhost` or `amqps://…`.", flag="--broker"
+        ),
+    ] = "embedded:"
+    cafile: Annotated[
+        str, option("Certificate authorities (PEM) for `amqps://`.", flag="--cafile")
+    ] = ""
+    loopback_users: Annotated[
+        tuple[str, ...],
+        option(
+            "RabbitMQ users that may log in over STOMP from this machine only: RabbitMQ itself "
+            "sees the gateway's address instead of the client's."
+        ),
+    ] = ("guest",)
+    start: Annotated[
+        Literal["retry", "exit"],
+        option(
+            "When the broker is away at the start: go on trying, or exit with 1.", flag="--start"
+        ),
+    ] = "retry"
+    start_timeout: Annotated[
+        float, option('How long `start = "exit"` tries first.', kind="duration")
+    ] = 10.0
+
+
+class LimitsConfig(_Table, frozen=True, kw_only=True):
+    """[limits]"""
+
+    message: Annotated[int, option("Body of one message.", kind="size", ge=1)] = 1 << 20
+    frame: Annotated[
+        int, option("One WebSocket message, envelope and base64 included.", kind="size", ge=1)
+    ] = 2 << 20
+    head: Annotated[int, option("Head of a request.", kind="size", ge=256)] = 16 << 10
+    headers: Annotated[int, option("Headers of a request.", ge=1)] = 100
+    head_timeout: Annotated[
+        float, option("Time to finish the head of a request.", kind="duration", ge=0.01)
+    ] = 10.0
+    login_timeout: Annotated[
+        float, option("Time for a STOMP client to log in.", kind="duration", ge=0.01)
+    ] = 10.0
+    connections: Annotated[
+        int,
+        option("Connections at a time; 0 is what the limit on open files allows.", ge=0),
+    ] = 0
+    subscriptions: Annotated[int, option("Subscriptions of one connection.", ge=1)] = 100
+    batch: Annotated[int, option("Messages in one JSON batch.", ge=1)] = 1000
+    batch_bytes: Annotated[int, option("Body of one JSON batch.", kind="size", ge=1)] = 8 << 20
+    publishes: Annotated[
+        int, option("Publishes of one connection that await their confirm.", ge=1)
+    ] = 100
+
+
+class LogConfig(_Table, frozen=True, kw_only=True):
+    """[log]"""
+
+    messages: Annotated[int, option("Messages that a feed's log keeps.", ge=1)] = 65_536
+    bytes: Annotated[int, option("Bytes that a feed's log keeps.", kind="size", ge=1)] = 8 << 20
+    age: Annotated[float, option("Age to which it keeps them.", kind="duration")] = 300.0
+    total: Annotated[int, option("Bytes of all logs together.", kind="size", ge=1)] = 512 << 20
+    linger: Annotated[
+        float, option("How long a feed outlives its last subscriber.", kind="duration")
+    ] = 60.0
+
+
+class HistoryConfig(_Table, frozen=True, kw_only=True):
+    """[history]"""
+
+    messages: Annotated[int, option("Messages kept for each destination.", ge=0)] = 100
+    age: Annotated[float, option("Age to which they are kept.", kind="duration")] = 300.0
+    bytes: Annotated[int, option("Bytes of all of them together.", kind="size", ge=0)] = 64 << 20
+
+
+class ExchangeConfig(_Table, frozen=True, kw_only=True):
+    """[[exchange]]"""
+
+    name: Annotated[str, option("The exchange's name.")]
+    type: Annotated[Literal["direct", "topic", "fanout", "headers"], option("Its type.")] = "topic"
+    durable: Annotated[bool, option("Survives a restart of the broker.")] = True
+    auto_delete: Annotated[bool, option("Goes with its last binding.")] = False
+    arguments: Annotated[dict[str, Any], option("AMQP arguments, e.g. `alternate-exchange`.")] = (
+        msgspec.field(default_factory=dict)
+    )
+
+    def spec(self) -> ExchangeSpec:
+        """Return it as a broker declares it."""
+        return ExchangeSpec(self.name, self.type, self.durable, self.auto_delete, self.arguments)
+
+
+class BindingConfig(_Table, frozen=True, kw_only=True):
+    """One of a queue's bindings."""
+
+    exchange: Annotated[str, option("The exchange to bind to.")]
+    key: Annotated[str, option("Routing key or pattern.")] = ""
+    arguments: Annotated[dict[str, Any], option("What a headers exchange matches.")] = (
+        msgspec.field(default_factory=dict)
+    )
+
+
+class QueueConfig(_Table, frozen=True, kw_only=True):
+    """[[queue]]"""
+
+    name: Annotated[str, option("The queue's name.")]
+    durable: Annotated[bool, option("Survives a restart of the broker.")] = True
+    auto_delete: Annotated[bool, option("Goes with its last consumer.")] = False
+    arguments: Annotated[
+        dict[str, Any], option("AMQP arguments, e.g. `x-message-ttl` (ms), `x-max-length`.")
+    ] = msgspec.field(default_factory=dict)
+    bindings: Annotated[
+        tuple[BindingConfig, ...], option("Tables with `exchange`, `key`, `arguments`.")
+    ] = ()
+
+    def spec(self) -> QueueSpec:
+        """Return it as a broker declares it."""
+        return QueueSpec(
+            self.name,
+            self.durable,
+            auto_delete=self.auto_delete,
+            arguments=self.arguments,
+            bindings=tuple(
+                BindingSpec(each.exchange, each.key, each.arguments) for each in self.bindings
+            ),
+        )
+
+
+class BridgeConfig(_Table, frozen=True, kw_only=True):
+    """[[bridge]]: a queue's messages for everybody."""
+
+    source: Annotated[str, option("`/queue/NAME` or `/amq/queue/NAME` to consume.")] = (
+        msgspec.field(name="from")
+    )
+    target: Annotated[str, option("Destination to publish to, without wildcards.")] = msgspec.field(
+        name="to"
+    )
+    prefetch: Annotated[int, option("Messages in flight.", ge=1, le=65535)] = 100
+
+
+class AllowConfig(_Table, frozen=True, kw_only=True):
+    """[[allow]]"""
+
+    who: Annotated[str, option('`"anonymous"`, a STOMP login, or `"*"` for all.')] = "anonymous"
+    subscribe: Annotated[
+        tuple[str, ...], option("Destinations; words may be `*` (one) or `#` (any).")
+    ] = ()
+    publish: Annotated[tuple[str, ...], option("The same for publishing.")] = ()

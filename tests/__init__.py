@@ -1,0 +1,1 @@
+"""Queuecast's tests; a package so that they can share tests.support."""

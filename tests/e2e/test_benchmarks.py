@@ -1,0 +1,52 @@
+"""The benchmark's smoke test: it runs, checks what it received, and prints its table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import message
+from benchmarks.wire import WIRES, check
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_quick_run_prints_the_table(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--json", str(figures)],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{ROOT}/src"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| measurement" in done.stdout
+    found = json.loads(figures.read_text())
+    assert {row["wire"] for row in found["fan_out"]} == {"ws", "sse"}
+    for row in found["fan_out"]:
+        assert row["per_write"] == row["batch"]
+    assert len(found["latency"]) == len(found["idle"]) == 2
+
+
+@pytest.mark.parametrize("wire", ["ws", "sse"])
+class TestCheck:
+    def test_takes_all_messages_in_order(self, wire: str) -> None:
+        bodies = [message.body(number, 200) for number in range(3)]
+        check(WIRES[wire], WIRES[wire].ready_made(bodies), 3, 3)
+        check(WIRES[wire], WIRES[wire].ready_made(bodies) * 2, 6, 3)
+
+    @pytest.mark.parametrize("numbers", [[0, 2], [0, 1], [0, 2, 1], [0, 1, 1], [0, 1, 2, 3]])
+    def test_refuses_anything_else(self, wire: str, numbers: list[int]) -> None:
+        stream = WIRES[wire].ready_made([message.body(number, 100) for number in numbers])
+        with pytest.raises(ValueError, match="in order"):
+            check(WIRES[wire], stream, 3, 3)
+
+    def test_refuses_what_is_no_message(self, wire: str) -> None:
+        stream = WIRES[wire].ready_made([message.body(0, 100)])
+        for extra in (b"\x89\x00", b":\n\n", stream[:50]):
+            with pytest.raises(ValueError, match="not a"):
+                check(WIRES[wire], stream + extra, 1, 1)

@@ -1,0 +1,195 @@
+"""The whole gateway while RabbitMQ is cut off, stopped, killed: what browsers see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+
+import pika
+import pytest
+
+from tests.support.proxy import TcpProxy
+from tests.support.rabbit import proxied, through
+from tests.support.servers import RabbitMQ, RabbitServer, unique
+from tests.support.sinks import eventually
+from tests.support.streams import (
+    GAP,
+    Stream,
+    audience,
+    check_complete,
+    check_honest,
+    numbers,
+    ready,
+    running,
+    settled,
+)
+
+pytestmark = pytest.mark.rabbitmq
+
+
+async def cut(proxy: TcpProxy) -> None:
+    """Cut both connections of the gateway and wait until they came back."""
+    taken = proxy.accepted
+    proxy.cut()
+    await eventually(lambda: proxy.accepted >= taken + 2, "two new connections")
+
+
+@pytest.mark.slow
+async def test_a_cut_to_the_broker_is_no_gap_for_anybody(rabbit: RabbitMQ) -> None:
+    key = unique("cut")
+    async with (
+        proxied(rabbit) as proxy,
+        running(broker={"url": through(proxy, rabbit.url)}) as gw,
+        audience(gw.url, f"/topic/{key}", 40) as streams,
+        numbers(rabbit.url, "amq.topic", key) as publishing,
+    ):
+        for _ in range(3):
+            await publishing.more(150)
+            await cut(proxy)
+            await ready(gw)
+        # As a firewall does it: nothing passes, then the connection is gone.
+        await publishing.more(150)
+        proxy.stall()
+        await publishing.more(300)
+        taken = proxy.accepted
+        proxy.cut()
+        proxy.unstall()
+        await eventually(lambda: proxy.accepted >= taken + 2, "two new connections")
+        await ready(gw)
+        await publishing.more(150)
+        last = await publishing.stop()
+        assert publishing.confirmed == list(range(last + 1))
+        for stream in streams:
+            await stream.until(str(last))
+        for stream in streams:
+            check_complete(stream, range(last + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_200_clients_stay_while_the_broker_is_restarted(
+    rabbit_own: RabbitServer, how: str
+) -> None:
+    key = unique(how)
+    async with (
+        running(broker={"url": rabbit_own.url}) as gw,
+        audience(gw.url, f"/topic/{key}", 200) as streams,
+        numbers(rabbit_own.url, "amq.topic", key) as publishing,
+    ):
+        await publishing.more(300)
+        await asyncio.to_thread(getattr(rabbit_own, how))
+        await eventually(lambda: not gw.gateway.broker.ready, "noticed")
+        await asyncio.to_thread(rabbit_own.start)
+        await ready(gw)
+        await publishing.more(300)
+        last = await publishing.stop()
+        for stream in streams:
+            await stream.until(str(last))
+        for stream in streams:
+            check_honest(stream, publishing.confirmed)
+            # Transient messages that the broker held are gone: it has to be said, once.
+            assert stream.events.count(GAP) == 1, stream.name
+        assert all(stream.events == streams[0].events for stream in streams)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_a_bridge_loses_no_persistent_message_over_a_restart(
+    rabbit_own: RabbitServer, how: str
+) -> None:
+    orders, audit = unique("orders"), unique("audit")
+    topic = unique("topic")
+    async with (
+        running(
+            broker={"url": rabbit_own.url},
+            queue=[
+                {"name": orders},
+                {"name": audit, "bindings": [{"exchange": "amq.topic", "key": topic}]},
+            ],
+            bridge=[{"from": f"/queue/{orders}", "to": f"/topic/{topic}"}],
+        ) as gw,
+        audience(gw.url, f"/topic/{topic}", 4) as streams,
+        numbers(rabbit_own.url, "", orders, persistent=True) as publishing,
+    ):
+        await publishing.more(200)
+        await asyncio.to_thread(getattr(rabbit_own, how))
+        await asyncio.to_thread(rabbit_own.start)
+        await ready(gw)
+        await publishing.more(200)
+        last = await publishing.stop()
+        for stream in streams:
+            await stream.until(str(last))
+        await settled(lambda: no_messages(rabbit_own, orders), True)
+        # Given to nobody twice unless it says so; the audit queue sees the broker's truth.
+        copies = await asyncio.to_thread(drain, rabbit_own, audit)
+        assert set(publishing.confirmed) <= {number for number, _ in copies}
+        unmarked = Counter(number for number, redelivered in copies if not redelivered)
+        assert not [number for number, count in unmarked.items() if count > 1]
+        for stream in streams:
+            assert stream.ended is None
+            assert stream.events == streams[0].events
+            # What is missing here was told: its place is at the gap.
+            if GAP not in stream.events:
+                assert set(publishing.confirmed) <= set(stream.numbers)
+
+
+def no_messages(rabbit: RabbitMQ, queue: str) -> bool:
+    info = rabbit.list_queues()[queue]
+    return info.messages == 0
+
+
+def drain(rabbit: RabbitMQ, queue: str) -> list[tuple[int, bool]]:
+    """Take everything from a queue: numbers, and whether they were announced as repeated."""
+    taken: list[tuple[int, bool]] = []
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(rabbit.url))) as connection:
+        channel = connection.channel()
+        while True:
+            method, properties, body = channel.basic_get(queue, auto_ack=True)
+            if method is None:
+                return taken
+            marked = bool((properties.headers or {}).get("redelivered"))
+            taken.append((int(body), marked))
+
+
+async def test_a_bridge_in_front_of_a_broker_that_is_cut_off_again_and_again(
+    rabbit: RabbitMQ,
+) -> None:
+    orders, topic = unique("orders"), unique("topic")
+    async with (
+        proxied(rabbit) as proxy,
+        running(
+            broker={"url": through(proxy, rabbit.url)},
+            queue=[{"name": orders}],
+            bridge=[{"from": f"/queue/{orders}", "to": f"/topic/{topic}", "prefetch": 20}],
+        ) as gw,
+        audience(gw.url, f"/topic/{topic}?envelope=json", 1) as (stream,),
+        numbers(rabbit.url, "", orders, persistent=True) as publishing,
+    ):
+        for _ in range(3):
+            await publishing.more(100)
+            await cut(proxy)
+            await ready(gw)
+        await publishing.more(100)
+        last = await publishing.stop()
+        await settled(lambda: no_messages(rabbit, orders), True)
+        await eventually(lambda: last in [n for n, _ in seen(stream)], "the last")
+        got = seen(stream)
+        assert GAP not in stream.events
+        assert {number for number, _ in got} == set(range(last + 1))
+        unmarked = Counter(number for number, redelivered in got if not redelivered)
+        assert not [number for number, count in unmarked.items() if count > 1]
+    await asyncio.to_thread(delete, rabbit, orders)
+
+
+def seen(stream: Stream) -> list[tuple[int, bool]]:
+    messages = [json.loads(body) for body in stream.bodies]
+    return [
+        (int(each["body"]), bool(each["headers"].get("redelivered", False))) for each in messages
+    ]
+
+
+def delete(rabbit: RabbitMQ, queue: str) -> None:
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(rabbit.url))) as connection:
+        connection.channel().queue_delete(queue)

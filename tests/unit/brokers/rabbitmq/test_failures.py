@@ -1,0 +1,70 @@
+"""RabbitMQ's texts, mapped to errors and hints; and the delays between attempts."""
+
+from __future__ import annotations
+
+import pika.exceptions
+import pytest
+
+from queuecast.brokers.rabbitmq.failures import of_channel, of_connect
+from queuecast.brokers.rabbitmq.supervisor import LAST_DELAY, delays
+from queuecast.errors import (
+    BadRequest,
+    Conflict,
+    LoginRefused,
+    NotFound,
+    QueuecastError,
+    Refused,
+    Unavailable,
+)
+
+# How pika wraps what the broker said while the connection was opened.
+BY_BROKER = "ConnectionClosedByBroker: ({}) '{}'"
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kind", "word"),
+    [
+        (404, "NOT_FOUND - no exchange 'e' in vhost '/'", NotFound, '[[exchange]] name = "e"'),
+        (404, "NOT_FOUND - no queue 'q' in vhost '/'", NotFound, '[[queue]] name = "q"'),
+        (403, "ACCESS_REFUSED - access to exchange 'e' in vhost '/' refused", Refused, "refused"),
+        (403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use", Conflict, "exclusive"),
+        (405, "RESOURCE_LOCKED - cannot obtain exclusive access", Conflict, "exclusive"),
+        (406, "PRECONDITION_FAILED - inequivalent arg", Conflict, "inequivalent"),
+        (540, "NOT_IMPLEMENTED - x", BadRequest, "x"),
+    ],
+)
+def test_closed_channels(code: int, text: str, kind: type[QueuecastError], word: str) -> None:
+    error = of_channel(pika.exceptions.ChannelClosedByBroker(code, text), "e")
+    assert type(error) is kind
+    assert word in str(error)
+
+
+def test_a_lost_connection_is_unavailable() -> None:
+    assert type(of_channel(pika.exceptions.StreamLostError("x"))) is Unavailable
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (pika.exceptions.ProbableAuthenticationError(BY_BROKER.format(403, "no")), LoginRefused),
+        (pika.exceptions.ProbableAuthenticationError("StreamLostError: (reset)"), Unavailable),
+        (pika.exceptions.ProbableAuthenticationError(BY_BROKER.format(320, "bye")), Unavailable),
+        (pika.exceptions.ProbableAccessDeniedError(BY_BROKER.format(530, "not found")), NotFound),
+        (pika.exceptions.ProbableAccessDeniedError(BY_BROKER.format(530, "refused")), Refused),
+        (pika.exceptions.ProbableAccessDeniedError(BY_BROKER.format(530, "limit")), Unavailable),
+        (pika.exceptions.ProbableAccessDeniedError("StreamLostError: (reset)"), Unavailable),
+        (pika.exceptions.IncompatibleProtocolError("StreamLostError: (reset)"), Unavailable),
+        (ConnectionRefusedError(), Unavailable),
+        (TimeoutError(), Unavailable),
+    ],
+)
+def test_failed_connects(error: BaseException, kind: type[QueuecastError]) -> None:
+    assert type(of_connect(error, "host:1", "/v")) is kind
+
+
+def test_delays_double_up_to_a_limit_with_jitter() -> None:
+    longest = delays(lambda _low, high: high)
+    shortest = delays(lambda low, _high: low)
+    assert [longest(n) for n in range(4)] == [0.25, 0.5, 1.0, 2.0]
+    assert longest(1000) == LAST_DELAY
+    assert shortest(1000) == LAST_DELAY / 2

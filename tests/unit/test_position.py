@@ -1,0 +1,92 @@
+"""Positions: text and back, and what a client may ask to start from."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from queuecast.errors import BadPosition
+from queuecast.position import LIVE, MAX_POSITION_TEXT, Mark, Position, Start, Vector, new_epoch
+
+marks = st.builds(Mark, st.from_regex(r"[0-9a-z]{1,32}", fullmatch=True), st.integers(0, 10**18))
+
+
+@given(st.lists(marks, min_size=1, max_size=30))
+def test_text_and_back(vector: list[Mark]) -> None:
+    position = Position(vector)
+    assert Position.parse(str(position)) == position
+    assert str(Vector(vector)) == str(position)
+    assert Vector(vector).position() == position
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *[
+            "",
+            "a",
+            "a-",
+            "-1",
+            "a-01",
+            "A-1",
+            "a-1,",
+            ",a-1",
+            "a-1 ",
+            "a-1\n",
+            "a-١",
+            "ä-1",
+            "a--1",
+        ],
+        "a-" + "1" * 20,
+        "a" * 33 + "-1",
+        "0-1\x00",
+    ],
+)
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(BadPosition):
+        Position.parse(text)
+
+
+def test_a_long_text_is_refused_before_it_is_read() -> None:
+    with pytest.raises(BadPosition, match=str(MAX_POSITION_TEXT)):
+        Position.parse("a-1," * 1000)
+
+
+def test_a_vector_moves_lane_by_lane() -> None:
+    vector = Vector([Mark("a", 1), Mark("b", 1)])
+    before = vector.copy()
+    vector.advance(1, 5)
+    vector.advance(0, 0, "c")
+    assert str(vector) == "c-0,b-5"
+    assert str(before) == "a-1,b-1"
+
+
+def test_epochs_differ() -> None:
+    epochs = {new_epoch("n") for _ in range(1000)}
+    assert len(epochs) == 1000
+    assert all(Position.parse(f"{epoch}-0") for epoch in epochs)
+
+
+@pytest.mark.parametrize(
+    ("since", "last", "start"),
+    [
+        (None, None, LIVE),
+        ("", "", LIVE),
+        (None, "0", LIVE),
+        (None, "12", Start("last", count=12)),
+        ("first", None, Start("first")),
+        ("a-7", None, Start("since", position=Position([Mark("a", 7)]))),
+        ("a-7", "1", Start("since", position=Position([Mark("a", 7)]))),
+        ("first", "1", Start("first")),
+        ("a-7", "nonsense", Start("since", position=Position([Mark("a", 7)]))),
+    ],
+)
+def test_start(since: str | None, last: str | None, start: Start) -> None:
+    assert Start.parse(since, last) == start
+
+
+@pytest.mark.parametrize("last", ["-1", "1.5", "x", "²", "١", "1" * 10, " 1"])
+def test_last_is_a_count(last: str) -> None:
+    with pytest.raises(BadPosition, match="count"):
+        Start.parse(None, last)
