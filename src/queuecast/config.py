@@ -26,6 +26,8 @@ from .brokers.base import ExchangeSpec, QueueSpec
 from .destination import Destination, Kind
 from .errors import ConfigError, QueuecastError
 from .options import ENV_PREFIX
+from .pattern import is_pattern
+from .retention import RetainRule, SlowRule
 from .settings import (
     AllowConfig,
     BridgeConfig,
@@ -35,7 +37,9 @@ from .settings import (
     LimitsConfig,
     LogConfig,
     QueueConfig,
+    RetainConfig,
     ServerConfig,
+    SlowConfig,
 )
 
 DEFAULT_FILE = "queuecast.toml"
@@ -54,6 +58,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     queues: tuple[QueueConfig, ...] = msgspec.field(default=(), name="queue")
     bridges: tuple[BridgeConfig, ...] = msgspec.field(default=(), name="bridge")
     aliases: dict[str, str] = msgspec.field(default_factory=dict)
+    retain: tuple[RetainConfig, ...] = ()
+    slow: tuple[SlowConfig, ...] = ()
     allow: tuple[AllowConfig, ...] = ()
 
     def rules(self) -> tuple[Rule, ...]:
@@ -87,6 +93,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 )
             yield source, target, bridge.prefetch
 
+    def retain_rules(self) -> tuple[RetainRule, ...]:
+        """Return the `[[retain]]` rules; raises ConfigError."""
+        made = []
+        for index, each in enumerate(self.retain):
+            where = f"retain[{index}]"
+            if not each.age and not each.bytes:
+                raise ConfigError(f"{where} has no bound", 'give age, e.g. "1h", or bytes, "64MB"')
+            destination = _shared(each.destination, f"{where}.destination")
+            made.append(RetainRule(destination, each.age, each.bytes, each.messages))
+        return tuple(made)
+
+    def slow_rules(self) -> tuple[SlowRule, ...]:
+        """Return the `[[slow]]` rules; raises ConfigError."""
+        return tuple(
+            SlowRule(_shared(each.destination, f"slow[{index}].destination"), each.policy)
+            for index, each in enumerate(self.slow)
+        )
+
     def check(self) -> Config:
         """Return itself if its parts agree; raises ConfigError naming the setting."""
         _check_server(self.server)
@@ -109,6 +133,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                     raise ConfigError(f"{table}[{index}].name: {name!r} is empty or there twice")
         for _ in self.bridge_pairs():
             pass
+        self.retain_rules()
+        self.slow_rules()
         Aliases(self.aliases)
         if not self.rules() and not self.server.allow_anyone:
             _refuse_reach(self.server)
@@ -213,6 +239,16 @@ def _destination(text: str, where: str) -> Destination:
         return Destination.parse(text)
     except QueuecastError as error:
         raise ConfigError(f"{where}: {error.text}", error.hint) from None
+
+
+def _shared(text: str, where: str) -> Destination:
+    destination = _destination(text, where)
+    if not destination.is_shared or (is_pattern(destination.name) and destination.key is not None):
+        raise ConfigError(
+            f"{where}: {text!r} is not a destination of an exchange",
+            "give /topic/PATTERN or /exchange/NAME/PATTERN",
+        )
+    return destination
 
 
 def _check_server(server: ServerConfig) -> None:
@@ -337,6 +373,18 @@ _ARRAYS: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
         BridgeConfig,
         "A queue's messages for everybody: each is consumed once and acked when the broker has "
         "confirmed its copy.",
+    ),
+    (
+        "retain",
+        RetainConfig,
+        "Destinations whose messages are kept whether or not anyone is subscribed. A rule holds "
+        "for the destinations that lie within its pattern; the first that holds decides.",
+    ),
+    (
+        "slow",
+        SlowConfig,
+        "What a client gets that does not keep up. A rule holds for the destinations that lie "
+        "within its pattern; the first that holds decides.",
     ),
     (
         "allow",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from .errors import BadDestination
-from .pattern import is_pattern
+from .pattern import contains, is_pattern
 
 MAX_SEGMENT = 255  # bytes: AMQP 0-9-1 short strings hold no more
 
@@ -131,6 +131,17 @@ class Destination:
     def has_wildcards(self) -> bool:
         """Whether it stands for many keys; nothing can be published to it then."""
         return self.is_shared and is_pattern(self.pattern)
+
+    def covers(self, inner: Destination) -> bool:
+        """Tell whether everything that `inner` stands for is also meant by this one.
+
+        Names may be patterns too, as in the policy's rules.
+        """
+        if self.kind is not inner.kind or not contains(self.name, inner.name):
+            return False
+        if self.kind is not Kind.EXCHANGE:
+            return True
+        return contains(self.key or "", inner.key or "")
 
     def __str__(self) -> str:
         """Return the canonical text, which `parse` reads back to an equal value."""

@@ -13,12 +13,14 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from .errors import BadPosition
 
 MAX_POSITION_TEXT = 2048  # a longer one would not fit into proxies' header limits on resume
 _MARK = re.compile(r"([0-9a-z]{1,32})-(0|[1-9][0-9]{0,18})")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def new_epoch(prefix: str = "") -> str:
@@ -91,15 +93,21 @@ class Vector:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """From where a subscription begins: `live`, `first`, the `last` N, or `since` a position."""
+    """From where a subscription begins.
 
-    kind: Literal["live", "first", "last", "since"] = "live"
+    live, first, the last `count`, since a `position`, or from a `time` on (Unix seconds).
+    """
+
+    kind: Literal["live", "first", "last", "since", "time"] = "live"
     count: int = 0
     position: Position | None = None
+    time: float = 0.0
 
     @classmethod
     def parse(cls, since: str | None, last: str | None) -> Start:
         """Read the parameters `since` and `last` (None or empty: not given).
+
+        since: "first", a position, or a time: Unix seconds or RFC 3339.
 
         Raises BadPosition; `since` wins over `last`, so that a page that asks for `last=1` and
         reconnects with Last-Event-ID goes on where it was.
@@ -107,6 +115,8 @@ class Start:
         if since:
             if since == "first":
                 return cls("first")
+            if (time := _time(since)) is not None:
+                return cls("time", time=time)
             return cls("since", position=Position.parse(since))
         if last:
             if not last.isascii() or not last.isdigit() or len(last) > 9:
@@ -117,3 +127,20 @@ class Start:
 
 
 LIVE = Start()
+
+
+def _time(text: str) -> float | None:
+    """Return the Unix seconds of a time, None for what is not one; raises BadPosition."""
+    if text.isascii() and text.isdigit() and len(text) <= 12:
+        return float(text)
+    if not _DATE.match(text):
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise BadPosition(
+            f"{text[:64]!r} is not a time", "give RFC 3339 with its zone, 2026-01-31T12:00:00Z"
+        )
+    return time.timestamp()

@@ -239,3 +239,30 @@ class AllowConfig(_Table, frozen=True, kw_only=True):
         tuple[str, ...], option("Destinations; words may be `*` (one) or `#` (any).")
     ] = ()
     publish: Annotated[tuple[str, ...], option("The same for publishing.")] = ()
+
+
+class RetainConfig(_Table, frozen=True, kw_only=True):
+    """[[retain]]"""
+
+    destination: Annotated[
+        str, option("`/topic/PATTERN` or `/exchange/NAME[/PATTERN]`; one rule holds for all in it.")
+    ]
+    age: Annotated[
+        float, option("Age to which messages are kept; 0 for any.", kind="duration", ge=0)
+    ] = 0.0
+    bytes: Annotated[
+        int, option("Bytes of all of them together; 0 for any number.", kind="size", ge=0)
+    ] = 0
+    messages: Annotated[
+        int, option("Their count; 0 for any. Only the embedded broker can count.", ge=0)
+    ] = 0
+
+
+class SlowConfig(_Table, frozen=True, kw_only=True):
+    """[[slow]]"""
+
+    destination: Annotated[str, option("`/topic/PATTERN` or `/exchange/NAME[/PATTERN]`.")]
+    policy: Annotated[
+        Literal["catch-up", "conflate", "disconnect"],
+        option("All messages later, the newest of each routing key, or the end of the connection."),
+    ] = "catch-up"

@@ -17,9 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..destination import Destination, Kind
+from ..destination import Destination
 from ..errors import ConfigError, QueuecastError, Refused
-from ..pattern import contains
 from .identity import Identity
 
 Verb = Literal["subscribe", "publish"]
@@ -55,7 +54,7 @@ class Rule:
     def allows(self, verb: Verb, wanted: Destination) -> bool:
         """Tell whether all of `wanted` lies within one destination of the rule."""
         granted = self.subscribe if verb == "subscribe" else self.publish
-        return any(covers(each, wanted) for each in granted)
+        return any(each.covers(wanted) for each in granted)
 
 
 class Policy:
@@ -83,15 +82,6 @@ class Policy:
 def _quoted(text: str) -> str:
     # JSON's escapes are among those of TOML's basic strings.
     return json.dumps(text, ensure_ascii=False)
-
-
-def covers(outer: Destination, inner: Destination) -> bool:
-    """Tell whether everything that `inner` stands for is also meant by `outer`."""
-    if outer.kind is not inner.kind or not contains(outer.name, inner.name):
-        return False
-    if outer.kind is not Kind.EXCHANGE:
-        return True
-    return contains(outer.key or "", inner.key or "")
 
 
 def _destinations(texts: Iterable[str], where: str) -> tuple[Destination, ...]:

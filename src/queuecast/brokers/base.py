@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..delivery import Consumer, Delivery, DeliverySink
 from ..destination import Destination
 from ..errors import QueuecastError
 from ..message import NO_PROPERTIES, Message, Properties
-from ..position import Mark
+from ..position import Mark, Start
+from ..retention import TOPIC_EXCHANGE
 
 __all__ = [
     "DEFAULT_PREFETCH",
@@ -40,6 +41,8 @@ __all__ = [
     "ExchangeSpec",
     "FeedReader",
     "FeedSink",
+    "HistoryReader",
+    "Page",
     "QueueSpec",
 ]
 
@@ -54,8 +57,6 @@ PREDECLARED: dict[str, str] = {
     "amq.headers": "headers",
     "amq.match": "headers",
 }
-TOPIC_EXCHANGE = "amq.topic"
-
 DEFAULT_PREFETCH = 1000
 
 
@@ -137,6 +138,45 @@ class FeedReader(Protocol):
 
     async def close(self) -> None:
         """Stop reading; the sink is not called any more. Never raises while the broker is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A run of a feed's history, oldest message first, each with its offset and lane.
+
+    after: per lane, the place up to which the page is complete, also where other destinations'
+    messages were skipped. gap: why what came right after the asked place is not there any more,
+    "" where nothing is missing; `start` is then the place before the first message that is.
+    end: there is nothing after it for now.
+    """
+
+    messages: Sequence[Message]
+    after: Sequence[Mark]
+    gap: str = ""
+    start: Sequence[Mark] | None = None
+    end: bool = False
+
+
+@runtime_checkable
+class HistoryReader(FeedReader, Protocol):
+    """An open feed whose broker keeps what was published: the optional ability of a reader.
+
+    It serves those who are behind the feed's log. Many may ask at a time; the broker bounds what
+    that costs (a shared pass, not a reader each).
+    """
+
+    async def locate(self, start: Start) -> Sequence[Mark]:
+        """Return the place before the `first` message, the `last` N, or those from a `time` on.
+
+        For a place that is not known exactly an earlier one, never a later. Raises Unavailable.
+        """
+
+    async def history(self, after: Sequence[Mark], max_bytes: int) -> Page:
+        """Return what follows a place, at least one message unless there is none.
+
+        max_bytes: of the bodies, about. A place of another numbering, or in the future, gives a
+        page with a gap that begins at the first message there is. Raises Unavailable.
+        """
 
 
 class Broker(Protocol):
