@@ -39,6 +39,28 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
             flag="--stomp-tcp",
         ),
     ] = ""
+    stomp_path: Annotated[
+        str,
+        option("Path of STOMP over WebSocket.", flag="--stomp-path"),
+    ] = "/ws"
+    sockjs_path: Annotated[
+        str,
+        option("Path of STOMP over SockJS; it may be that of `stomp_path`.", flag="--sockjs-path"),
+    ] = "/stomp"
+    ws_frame: Annotated[
+        Literal["text", "binary"],
+        option(
+            "What STOMP frames are sent in over WebSocket: text messages, but binary ones where "
+            "a frame is not UTF-8; or always binary ones."
+        ),
+    ] = "text"
+    stomp_http_auth: Annotated[
+        bool,
+        option(
+            "STOMP clients log in with HTTP Basic on the WebSocket's or SockJS request; `login` "
+            "and `passcode` in their frames are ignored. Not over `stomp_tcp`."
+        ),
+    ] = False
     origins: Annotated[
         tuple[str, ...],
         option(

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..aliases import BARE_VERBS, Aliases
@@ -18,7 +19,7 @@ from ..errors import BadDestination, QueuecastError, Refused
 from ..sessions.request import SubscribeRequest, parse_subscribe
 from ..sessions.services import Services
 from ..sessions.stomp import Peer
-from .stomp import peer_of_request
+from .stomp import basic_login, peer_of_request
 from .throttle import Throttle
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,10 @@ class Gate:
 
     def peer(self, headers: Mapping[str, str], transport: asyncio.BaseTransport) -> Peer:
         """Return who asks for STOMP."""
-        return peer_of_request(headers, transport, self._is_proxy)
+        peer = peer_of_request(headers, transport, self._is_proxy)
+        if self._services.stomp.http_auth:
+            peer = replace(peer, login=basic_login(headers.get("authorization")))
+        return peer
 
     def subscription(
         self, route: Route, query: str, headers: Mapping[str, str], cors: Cors
