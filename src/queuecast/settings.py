@@ -10,6 +10,7 @@ import msgspec
 from .brokers.base import BindingSpec, ExchangeSpec, QueueSpec
 from .errors import ConfigError
 from .options import option
+from .paths import StompPaths
 
 _HOST_PORT = re.compile(
     r"(?:(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]+)):)?(?P<port>[0-9]{1,5})"
@@ -98,6 +99,9 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
     retry: Annotated[
         int, option("After what time a cut EventSource comes again.", unit="ms", ge=0)
     ] = 2000
+
+    def stomp_paths(self) -> StompPaths:
+        return StompPaths(self.stomp_path, self.sockjs_path)
 
     def stomp_address(self) -> tuple[str, int] | None:
         """Return host and port of STOMP over TCP, None when it is off; raises ConfigError."""
