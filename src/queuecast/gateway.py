@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .accounts import LINGER, Accounts, BrokerAccounts, EmbeddedAccounts, LoginBroker
+from .accounts import Accounts, BrokerAccounts, EmbeddedAccounts, LoginBroker
 from .aliases import Aliases, concealed
 from .auth.identity import Identity
 from .auth.policy import Policy, Verb
@@ -199,11 +199,10 @@ class Gateway:
 
         return BrokerAccounts(
             self.services,
+            self.hub,
             make,
             loopback_users=config.broker.loopback_users,
             default_host=default_virtual_host(config.broker.url),
-            # Its feeds live in it: who comes back meanwhile finds where it was.
-            linger=max(LINGER, config.log.linger),
         )
 
     # -- the broker -----------------------------------------------------------------------

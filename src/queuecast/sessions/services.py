@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,9 +11,22 @@ from ..auth.policy import Verb
 from ..delivery import Consumer, DeliverySink
 from ..destination import Destination
 from ..errors import Refused
-from ..hub.hub import Hub
+from ..hub.subscription import Encoding, Outlet, Subscription
 from ..message import Properties
+from ..position import Start
 from ..runtime import Runtime
+
+
+class Feeds(Protocol):
+    """hub.hub.Hub, as far as sessions need it."""
+
+    def subscribe(
+        self,
+        destinations: Sequence[Destination],
+        encoding: Encoding,
+        start: Start,
+        outlet: Outlet,
+    ) -> Awaitable[Subscription]: ...
 
 
 class Publish(Protocol):
@@ -119,7 +132,7 @@ class Services:
     """
 
     runtime: Runtime
-    hub: Hub
+    hub: Feeds
     publish: Publish
     consume: Consume
     allow: Allow

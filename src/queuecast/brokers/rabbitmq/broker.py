@@ -169,6 +169,11 @@ class RabbitBroker:
         return self._consuming.ready and self._publishing.ready
 
     @property
+    def refused(self) -> QueuecastError | None:
+        """Why RabbitMQ does not let this login come back, if it does not."""
+        return self._consuming.refused
+
+    @property
     def status(self) -> str:
         """What is the matter, for people."""
         for supervisor in (self._consuming, self._publishing):
@@ -204,6 +209,10 @@ class RabbitBroker:
             return await self._feeds.open(destination, sink)
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
+
+    async def check_feed(self, destination: Destination) -> None:
+        """Return if this login may read a feed; raises as `open_feed`, and creates nothing."""
+        await self._feeds.check(destination)
 
     async def consume(
         self,

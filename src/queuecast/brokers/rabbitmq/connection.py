@@ -301,15 +301,16 @@ class Link:
         return channel
 
     @contextlib.asynccontextmanager
-    async def probe(self) -> AsyncIterator[Channel]:
+    async def probe(self, *, fresh: bool = False) -> AsyncIterator[Channel]:
         """Borrow a channel for calls that may close it, so that they disturb nobody else.
 
+        fresh: one that was never used. RabbitMQ remembers permissions for each channel.
         Raises pika's ChannelClosed out of the block; see failures.of_channel.
         """
         async with self._probes:
             while self._idle and not self._idle[-1].is_open:
                 self._idle.pop()
-            channel = self._idle.pop() if self._idle else await self.channel()
+            channel = self._idle.pop() if self._idle and not fresh else await self.channel()
             clean = False
             try:
                 yield channel
