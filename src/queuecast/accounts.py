@@ -124,8 +124,9 @@ class _Entry:
 class BrokerAccounts:
     """Accounts at a broker that knows users.
 
-    hub: what the user of the broker's URL reads. loopback_users: names that may log in from this machine only. default_host: what the broker's
-    URL names. linger: seconds that an account outlives its last session.
+    hub: what the user of the broker's URL reads. loopback_users: names that may log in from this
+    machine only. default_host: what the broker's URL names. linger: seconds that an account
+    outlives its last session.
     """
 
     def __init__(
@@ -190,9 +191,7 @@ class BrokerAccounts:
 
     def _evict(self) -> None:
         """Close the account that has been unused for longest; raises LimitExceeded."""
-        idle = [
-            (entry.idle_since, key) for key, entry in self._entries.items() if entry.idle
-        ]
+        idle = [(entry.idle_since, key) for key, entry in self._entries.items() if entry.idle]
         if not idle:
             raise LimitExceeded(f"{self._most} accounts are in use, that is the limit")
         _, key = min(idle, key=lambda each: each[0])
