@@ -16,7 +16,7 @@ ARGS ?=
 
 help: ## show this list
 	@echo "make demo     start the gateway with its demo pages (needs Python 3.11 or newer, nothing else)"
-	@echo "make test     lint and every test; installs what it needs: RabbitMQ 3.10 and 4.0, Chromium, nginx, npm packages"
+	@echo "make test     lint and every test; installs what it needs: RabbitMQ 3.10 and 4.0, Chromium, nginx, npm packages, Java"
 	@echo "make check    lint, types and the unit tests, in seconds; needs no server"
 	@echo "make bench    measure the broadcast path against a null server"
 	@echo "make lint     ruff and mypy alone"
@@ -52,7 +52,7 @@ lock:
 	PYTHON="$(PYTHON)" EXTRAS="$(EXTRAS)" scripts/lock.sh
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/e2e/node/node_modules
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/e2e/node/node_modules tests/e2e/spring/target
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # --clear: an attempt that was interrupted leaves an environment without pip.

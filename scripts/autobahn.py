@@ -16,6 +16,7 @@ import json
 import socket
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from queuecast.codecs.deflate import DeflateParser, negotiate, pack
@@ -117,12 +118,13 @@ def main(wstest: str, cases: list[str]) -> int:
         asyncio.run(run(server_socket, wstest, "-m", "fuzzingclient", "-s", str(file)))
         results = json.loads(Path(folder, "index.json").read_text())["queuecast"]
     failed = 0
+    counts = Counter(result["behavior"] for result in results.values())
     for case, result in sorted(results.items(), key=lambda item: [*map(int, item[0].split("."))]):
         verdicts = (result["behavior"], result["behaviorClose"])
         if any(verdict not in PASSED for verdict in verdicts):
             failed += 1
             print(case, *verdicts)
-    print(f"{len(results)} cases, {failed} failed")
+    print(f"{len(results)} cases, {failed} failed:", dict(counts))
     return 1 if failed or not results else 0
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests drive and this machine lacks: RabbitMQ 3.10 and 4.0, Chromium, nginx,
-# Node.js packages. Debian packages only as root and with apt-get; elsewhere it names what is
-# missing and goes on, and the tests that need it are skipped by name (with CI=true they fail). It
-# starts no service: the tests run their own servers on private ports, beside whatever is running
-# already.
+# Node.js packages, Java and Spring's STOMP relay. Debian packages only as root and with apt-get;
+# elsewhere it names what is missing and goes on, and the tests that need it are skipped by name
+# (with CI=true they fail). It starts no service: the tests run their own servers on private ports,
+# beside whatever is running already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -46,6 +46,8 @@ fi
 have nginx || want nginx-light
 have node || want nodejs
 have npm || want npm
+have javac || want default-jdk-headless
+have mvn || want maven
 # Chinese pages need a font to be laid out with; only Debian's is looked for.
 if have dpkg-query; then
     dpkg-query -W -f '${Status}' fonts-noto-cjk 2>/dev/null | grep -q 'ok installed' ||
@@ -114,4 +116,13 @@ node_dir=tests/e2e/node
 if have npm && [ ! "$node_dir/node_modules/.package-lock.json" -nt "$node_dir/package-lock.json" ]; then
     npm ci --prefix "$node_dir" --no-audit --no-fund --loglevel=error ||
         echo "npm ci failed in $node_dir: the tests that need its packages cannot run." >&2
+fi
+
+# The marker comes last, so its age tells whether the build is current.
+spring_dir=tests/e2e/spring
+if have mvn && have javac &&
+    [ -n "$(find "$spring_dir/pom.xml" "$spring_dir/src" -newer "$spring_dir/target/.built" 2>/dev/null ||
+        echo none)" ]; then
+    mvn -q -B -f "$spring_dir/pom.xml" process-classes && touch "$spring_dir/target/.built" ||
+        echo "mvn failed in $spring_dir: the tests of Spring's relay cannot run." >&2
 fi

@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from queuecast.server.stomp import peer_of_request, peer_of_socket
+from queuecast.server.stomp import basic_login, peer_of_request, peer_of_socket
+from queuecast.sessions.stomp import HttpLogin
 
 
 class Transport:
@@ -86,3 +87,24 @@ def test_names_of_the_tcp_port() -> None:
     assert not far.loopback
     assert {"192.0.2.1", "stomp.example"} <= far.names
     assert "localhost" not in far.names
+
+
+@pytest.mark.parametrize(
+    ("header", "login", "valid"),
+    [
+        (None, None, True),
+        ("Basic Z3Vlc3Q6Z3Vlc3Q=", ("guest", "guest"), True),
+        ("basic   Z3Vlc3Q6Z3Vlc3Q= ", ("guest", "guest"), True),
+        ("Basic dTphOmI=", ("u", "a:b"), True),
+        ("Basic 5L2gOuWlvQ==", ("你", "好"), True),
+        ("Basic Og==", ("", ""), True),
+        ("Basic Z3Vlc3Q=", None, False),
+        ("Basic /w==", None, False),
+        ("Basic %%%", None, False),
+        ("Basic", None, False),
+        ("Bearer Z3Vlc3Q6Z3Vlc3Q=", None, False),
+        ("", None, False),
+    ],
+)
+def test_http_basic(header: str | None, login: tuple[str, str] | None, valid: bool) -> None:
+    assert basic_login(header) == HttpLogin(login, valid)
