@@ -23,6 +23,7 @@ from .errors import LimitExceeded, LoginRefused, NotFound, QueuecastError, Refus
 from .hub.feed import Feed
 from .hub.hub import CloseReader, OpenReader
 from .message import Properties
+from .queuespec import PLAIN, ConsumeSpec
 from .runtime import Promise
 from .sessions.services import Account, Consume, Publish, Services
 
@@ -215,6 +216,7 @@ class BrokerAccounts:
             hub=hub,
             publish=_publisher(entry.broker),
             consume=_consumer(entry.broker),
+            queues=entry.broker,
         )
         entry.checked = entry.idle_since = self._services.runtime.now()
         self._wake(entry, None)
@@ -298,9 +300,15 @@ def _publisher(broker: Broker) -> Publish:
 
 
 def _consumer(broker: Broker) -> Consume:
-    async def consume(destination: Destination, sink: DeliverySink, *, prefetch: int) -> Consumer:
+    async def consume(
+        destination: Destination,
+        sink: DeliverySink,
+        *,
+        prefetch: int,
+        spec: ConsumeSpec = PLAIN,
+    ) -> Consumer:
         try:
-            return await broker.consume(destination, sink, prefetch=prefetch)
+            return await broker.consume(destination, sink, prefetch=prefetch, spec=spec)
         except QueuecastError as error:
             raise concealed(error, (destination,)) from error
 
