@@ -23,6 +23,7 @@ from .destination import Destination
 from .errors import LimitExceeded, LoginRefused, NotFound, QueuecastError, Refused, Unavailable
 from .hub.hub import Hub
 from .message import Properties
+from .queuespec import PLAIN, ConsumeSpec
 from .runtime import Promise
 from .sessions.services import Account, Consume, Publish, Services
 from .sharing import FeedBroker, Member, SharedFeeds
@@ -239,6 +240,7 @@ class BrokerAccounts:
             hub=entry.member,
             publish=_publisher(entry.broker),
             consume=_consumer(entry.broker),
+            queues=entry.broker,
         )
         entry.checked = entry.idle_since = self._services.runtime.now()
         self._wake(entry, None)
@@ -318,9 +320,15 @@ def _publisher(broker: Broker) -> Publish:
 
 
 def _consumer(broker: Broker) -> Consume:
-    async def consume(destination: Destination, sink: DeliverySink, *, prefetch: int) -> Consumer:
+    async def consume(
+        destination: Destination,
+        sink: DeliverySink,
+        *,
+        prefetch: int,
+        spec: ConsumeSpec = PLAIN,
+    ) -> Consumer:
         try:
-            return await broker.consume(destination, sink, prefetch=prefetch)
+            return await broker.consume(destination, sink, prefetch=prefetch, spec=spec)
         except QueuecastError as error:
             raise concealed(error, (destination,)) from error
 

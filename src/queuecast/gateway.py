@@ -33,6 +33,7 @@ from .hub.feed import Feed
 from .hub.hub import CloseReader, Hub
 from .hub.log import LogLimits
 from .message import Properties
+from .queuespec import PLAIN, ConsumeSpec
 from .server.loop import LoopRuntime
 from .server.server import Server
 from .server.throttle import Throttle
@@ -113,6 +114,7 @@ class Gateway:
                 binary=config.server.ws_frame == "binary",
                 http_auth=config.server.stomp_http_auth,
             ),
+            queues=self.broker,
         )
         self.services.alias = aliases.match
         self.accounts = self._accounts()
@@ -177,10 +179,15 @@ class Gateway:
             raise concealed(error, (destination,)) from error
 
     async def _consume(
-        self, destination: Destination, sink: DeliverySink, *, prefetch: int
+        self,
+        destination: Destination,
+        sink: DeliverySink,
+        *,
+        prefetch: int,
+        spec: ConsumeSpec = PLAIN,
     ) -> Consumer:
         try:
-            return await self.broker.consume(destination, sink, prefetch=prefetch)
+            return await self.broker.consume(destination, sink, prefetch=prefetch, spec=spec)
         except QueuecastError as error:
             raise concealed(error, (destination,)) from error
 

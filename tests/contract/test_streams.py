@@ -9,6 +9,7 @@ import pytest
 
 from queuecast.brokers.base import BindingSpec, Broker, ConsumeSpec, Owner, QueueSpec
 from queuecast.destination import Destination
+from queuecast.errors import Conflict
 from queuecast.message import Properties
 from queuecast.queuespec import Timestamp
 from tests.contract.sinks import DeliveryList
@@ -134,16 +135,12 @@ async def test_a_paused_reader_goes_on_where_it_was(broker: Broker, name: str) -
         await closed(sink)
 
 
-async def test_a_stream_offset_on_another_queue_means_nothing(broker: Broker, name: str) -> None:
+async def test_a_stream_offset_needs_a_stream(broker: Broker, name: str) -> None:
     owner = Owner()
-    sink = DeliveryList()
-    spec = ConsumeSpec(
-        QueueSpec(name, durable=False, exclusive=True), {"x-stream-offset": "first"}, owner
-    )
-    sink.consumer = await broker.consume(D(f"/amq/queue/{name}"), sink, spec=spec)
-    await broker.publish(D(f"/amq/queue/{name}"), b"as any queue")
-    assert await sink.got(1) == [b"as any queue"]
-    await closed(sink)
+    queue = QueueSpec(name, durable=False, exclusive=True)
+    spec = ConsumeSpec(queue, {"x-stream-offset": "first"}, owner)
+    with pytest.raises(Conflict, match="x-stream-offset"):
+        await broker.consume(D(f"/amq/queue/{name}"), DeliveryList(), spec=spec)
     await broker.release(owner)
 
 

@@ -11,6 +11,7 @@ from queuecast.auth.identity import ANONYMOUS
 from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.delivery import Consumer, DeliverySink
 from queuecast.destination import Destination
+from queuecast.queuespec import PLAIN, ConsumeSpec
 from queuecast.server.loop import LoopRuntime
 from queuecast.sessions.base import Session
 from queuecast.sessions.encodings import WebSocketEncoding
@@ -86,9 +87,13 @@ async def test_a_consumer_that_opens_as_its_client_leaves_is_closed() -> None:
         work = WorkSubscription(session, QUEUE, WebSocketEncoding(), 1, client_acks=False)
 
         async def leaves_meanwhile(
-            destination: Destination, sink: DeliverySink, *, prefetch: int
+            destination: Destination,
+            sink: DeliverySink,
+            *,
+            prefetch: int,
+            spec: ConsumeSpec = PLAIN,
         ) -> Consumer:
-            consumer = await consume(destination, sink, prefetch=prefetch)
+            consumer = await consume(destination, sink, prefetch=prefetch, spec=spec)
             # Runs after this has returned, and before the one who waits for it.
             asyncio.get_running_loop().call_soon(opening.cancel)
             return consumer

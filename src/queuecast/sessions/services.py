@@ -10,10 +10,11 @@ from ..auth.identity import Identity
 from ..auth.policy import Verb
 from ..delivery import Consumer, DeliverySink
 from ..destination import Destination
-from ..errors import Refused
+from ..errors import Refused, Unsupported
 from ..hub.subscription import Encoding, Outlet, Subscription
 from ..message import Properties
 from ..position import Start
+from ..queuespec import PLAIN, ConsumeSpec, Owner, QueueSpec
 from ..runtime import Runtime
 
 
@@ -46,8 +47,33 @@ class Consume(Protocol):
     """brokers.base.Broker.consume."""
 
     def __call__(
-        self, destination: Destination, sink: DeliverySink, *, prefetch: int
+        self,
+        destination: Destination,
+        sink: DeliverySink,
+        *,
+        prefetch: int,
+        spec: ConsumeSpec = PLAIN,
     ) -> Awaitable[Consumer]: ...
+
+
+class Queues(Protocol):
+    """A session's own queues, as brokers.base.Broker keeps them."""
+
+    async def declare_own(self, queue: QueueSpec, owner: Owner) -> None: ...
+    async def delete_own(self, name: str, owner: Owner) -> None: ...
+    async def release(self, owner: Owner) -> None: ...
+
+
+class NoQueues:
+    """Declares nothing: nobody has said where."""
+
+    async def declare_own(self, queue: QueueSpec, owner: Owner) -> None:
+        raise Unsupported(f"no queue can be declared: {queue.name!r}")
+
+    async def delete_own(self, name: str, owner: Owner) -> None:
+        raise Unsupported(f"no queue can be deleted: {name!r}")
+
+    async def release(self, owner: Owner) -> None: ...
 
 
 class Allow(Protocol):
@@ -128,7 +154,7 @@ class Services:
 
     resolve: the destination of a URL's path. alias: what an alias stands for, None for all else.
     retry: milliseconds, the SSE reconnection time. compression: whether WebSockets may negotiate
-    permessage-deflate.
+    permessage-deflate. queues: where sessions declare queues of their own.
     """
 
     runtime: Runtime
@@ -143,6 +169,7 @@ class Services:
     login: Login = no_login
     compression: bool = False
     stomp: StompOptions = StompOptions()
+    queues: Queues = field(default_factory=NoQueues)
 
 
 class Transport(Protocol):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..codecs.stomp_values import AckMode, MessageId
+from ..codecs.stomp_values import AckMode, MessageId, stomp_destination
 from ..destination import Destination
+from ..queuespec import ConsumeSpec
 from .stomp_encodings import StompWorkEncoding
 from .work import WorkSubscription
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class StompConsumer(WorkSubscription):
     """One consumer. tag: by which the session knows the subscription. id: the client's own."""
 
-    __slots__ = ("_mode", "_sent", "_session_id", "_tag", "_void")
+    __slots__ = ("_alias", "_gap_encoding", "_mode", "_sent", "_session_id", "_tag", "_void")
 
     def __init__(
         self,
@@ -31,12 +32,17 @@ class StompConsumer(WorkSubscription):
         id: str | None,
         mode: AckMode,
         alias: str | None,
+        spec: ConsumeSpec,
     ) -> None:
         acks = mode is not AckMode.AUTO
         encoding = StompWorkEncoding(
             id, session.framing, alias, acks=acks and session.version == "1.2"
         )
-        super().__init__(session, destination, encoding, session.free_number(), client_acks=acks)
+        super().__init__(
+            session, destination, encoding, session.free_number(), client_acks=acks, spec=spec
+        )
+        self._gap_encoding = encoding
+        self._alias = alias
         self._tag = tag
         self._mode = mode
         self._session_id = session.id
@@ -55,6 +61,13 @@ class StompConsumer(WorkSubscription):
         if self._sent:
             self._void = next(reversed(self._sent))
             self._sent.clear()
+
+    def gap(self, reason: str) -> None:
+        """Tell the client, before what comes next, that messages may be missing."""
+        destination = self._alias or stomp_destination(self.destination)
+        # Nothing can be acked with it: deliveries count from 1.
+        id = str(MessageId(self._tag, self._session_id, 0))
+        self.notify(self._gap_encoding.encode_gap(reason, destination, id))
 
     def settle_id(self, tag: int, *, ack: bool, requeue: bool) -> bool:
         """Settle what an ACK or NACK names; returns whether there was such a delivery.

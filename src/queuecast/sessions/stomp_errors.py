@@ -27,6 +27,7 @@ _OF_ERRORS: tuple[tuple[type[QueuecastError], str, bool], ...] = (
     (errors.BadRequest, "Processing error", False),
     (errors.Refused, "access_refused", True),
     (errors.NotFound, "not_found", True),
+    (errors.Locked, "resource_locked", True),
     (errors.Conflict, "precondition_failed", True),
     (errors.TooLarge, "Message too large", False),
     (errors.LimitExceeded, "Limit exceeded", False),
@@ -36,7 +37,9 @@ _OF_ERRORS: tuple[tuple[type[QueuecastError], str, bool], ...] = (
     (errors.OutcomeUnknown, "Outcome unknown", False),
     (errors.PublishFailed, "Publish failed", False),
 )
-_CLOSING = frozenset(("Duplicated subscription identifier", "precondition_failed"))
+_CLOSING = frozenset(
+    ("Duplicated subscription identifier", "precondition_failed", "not_implemented")
+)
 
 
 def answer_of(error: StompError | QueuecastError) -> Answer:
@@ -45,8 +48,6 @@ def answer_of(error: StompError | QueuecastError) -> Answer:
         return Answer(error.message, error.text, error.message in _CLOSING)
     for kind, message, closes in _OF_ERRORS:
         if isinstance(error, kind):
-            if isinstance(error, errors.Conflict) and "exclusive" in error.text:
-                message = "resource_locked"
             return Answer(message, f"{error}\n", closes)
     return Answer("Internal error", f"{error}\n", False)
 

@@ -15,6 +15,7 @@ from ..delivery import Consumer, Delivery
 from ..destination import Destination
 from ..errors import BadRequest, QueuecastError
 from ..message import Message
+from ..queuespec import PLAIN, ConsumeSpec
 from ..runtime import Promise
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ class WorkEncoding(Protocol):
 
 
 class WorkSubscription:
-    """The sink of one consumer. number: unique within the session, part of its ack ids."""
+    """The sink of one consumer.
+
+    number: unique within the session, part of its ack ids. spec: what it asks the broker for.
+    """
 
     __slots__ = (
         "_client_acks",
@@ -40,12 +44,14 @@ class WorkSubscription:
         "_flowing",
         "_held",
         "_held_bytes",
+        "_notice",
         "_paused",
         "_scheduled",
         "_session",
         "closed",
         "destination",
         "number",
+        "spec",
     )
 
     def __init__(
@@ -56,8 +62,10 @@ class WorkSubscription:
         number: int,
         *,
         client_acks: bool,
+        spec: ConsumeSpec = PLAIN,
     ) -> None:
         self.destination = destination
+        self.spec = spec
         self.number = number
         self.closed = False
         self._session = session
@@ -68,6 +76,8 @@ class WorkSubscription:
         # that message the consumer is paused.
         self._held: deque[Delivery] = deque()
         self._held_bytes = 0
+        # Wire bytes to be written before the next delivery; one, the latest.
+        self._notice = b""
         self._flowing = False
         self._paused = False
         self._scheduled = False
@@ -93,7 +103,7 @@ class WorkSubscription:
     async def _open(self, prefetch: int, opened: Promise) -> None:
         try:
             consumer = await self._session.services.consume(
-                self.destination, self, prefetch=prefetch
+                self.destination, self, prefetch=prefetch, spec=self.spec
             )
         except Exception as error:  # noqa: BLE001 - handed to the one who waits
             if not opened.done():
@@ -149,6 +159,11 @@ class WorkSubscription:
     def gap(self, reason: str) -> None:
         """Messages may be missing; only protocols that ask for queues of their own are told."""
 
+    def notify(self, data: bytes) -> None:
+        """Write something of our own before the next delivery."""
+        self._notice = data
+        self._schedule()
+
     def cancelled(self, error: QueuecastError) -> None:
         """The consumer is over."""
         self._forget()
@@ -183,7 +198,7 @@ class WorkSubscription:
             self._consumer.pause()
 
     def _schedule(self) -> None:
-        if not self._scheduled and self._takes and (self._held or self._paused):
+        if not self._scheduled and self._takes and (self._held or self._paused or self._notice):
             self._scheduled = True
             self._session.services.runtime.call_soon(self._send)
 
@@ -193,7 +208,8 @@ class WorkSubscription:
         consumer = self._consumer
         if not self._takes or consumer is None:
             return
-        parts: list[bytes] = []
+        parts: list[bytes] = [self._notice] if self._notice else []
+        self._notice = b""
         tags: list[int] = []
         size = 0
         while self._held and size < WRITE_BYTES:

@@ -12,6 +12,7 @@ from queuecast.demo.worker import DemoWorker, job_id
 from queuecast.destination import Destination
 from queuecast.errors import QueuecastError, Unavailable
 from queuecast.message import Message, Properties
+from queuecast.queuespec import PLAIN, ConsumeSpec
 from queuecast.runtime import Timer
 
 T = TypeVar("T")
@@ -69,7 +70,12 @@ class House:
         self.said.append((str(destination), json.loads(body)))
 
     async def consume(
-        self, destination: Destination, sink: DeliverySink, *, prefetch: int
+        self,
+        destination: Destination,
+        sink: DeliverySink,
+        *,
+        prefetch: int,
+        spec: ConsumeSpec = PLAIN,
     ) -> "House":
         assert str(destination) == "/queue/demo.jobs"
         self.sink = sink

@@ -14,6 +14,7 @@ from queuecast.errors import QueuecastError, Refused
 from queuecast.hub.feed import Feed
 from queuecast.hub.hub import CloseReader, Hub
 from queuecast.message import Message, Properties
+from queuecast.queuespec import PLAIN, ConsumeSpec, Owner, QueueSpec
 from queuecast.sessions.services import Account, Services, SessionLimits
 from queuecast.sessions.stomp import Peer, StompSession
 from queuecast.sessions.stomp_link import Link, RawLink, WebSocketLink
@@ -79,6 +80,7 @@ class FakeConsumer:
     destination: Destination
     sink: DeliverySink
     prefetch: int
+    spec: ConsumeSpec = PLAIN
     outstanding: set[int] = field(default_factory=set)
     settled: list[tuple[str, int]] = field(default_factory=list)
     closed: bool = False
@@ -118,6 +120,30 @@ class FakeConsumer:
         self.closed = True
 
 
+class FakeQueues:
+    """Notes what sessions declare for themselves."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.declared: list[QueueSpec] = []
+        self.refuse: QueuecastError | None = None
+
+    async def declare_own(self, queue: QueueSpec, owner: Owner) -> None:
+        self.calls.append(("declare", queue.name))
+        if self.refuse is not None:
+            raise self.refuse
+        self.declared.append(queue)
+
+    async def delete_own(self, name: str, owner: Owner) -> None:
+        self.calls.append(("delete", name))
+        if self.refuse is not None:
+            raise self.refuse
+
+    async def release(self, owner: Owner) -> None:
+        assert owner.gone
+        self.calls.append(("release", ""))
+
+
 @dataclass
 class Published:
     """A publish that waits for the broker's answer."""
@@ -136,6 +162,7 @@ class House:
         self.feeds: dict[str, Feed] = {}
         self.published: list[Published] = []
         self.consumers: list[FakeConsumer] = []
+        self.queues = FakeQueues()
         self.confirm_at_once = True
         self.refuse_feed: QueuecastError | None = None
         self.refuse_consume: QueuecastError | None = None
@@ -156,6 +183,7 @@ class House:
             SessionLimits(**limits),
             alias=self._alias,
             login=self._login,
+            queues=self.queues,
         )
 
     def open(self, link: Link | None = None, peer: Peer = HERE) -> Client:
@@ -215,11 +243,16 @@ class House:
             await confirm
 
     async def _consume(
-        self, destination: Destination, sink: DeliverySink, *, prefetch: int
+        self,
+        destination: Destination,
+        sink: DeliverySink,
+        *,
+        prefetch: int,
+        spec: ConsumeSpec = PLAIN,
     ) -> FakeConsumer:
         if self.refuse_consume is not None:
             raise self.refuse_consume
-        made = FakeConsumer(destination, sink, prefetch)
+        made = FakeConsumer(destination, sink, prefetch, spec)
         self.consumers.append(made)
         return made
 

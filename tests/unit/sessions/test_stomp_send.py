@@ -107,9 +107,6 @@ def test_receipts_under_way_come_before_the_error_that_closes() -> None:
         ({"destination": "/topic/a", "message_id": "1"}, "Invalid header"),
         ({"destination": "/topic/a", "priority": "x"}, "Processing error"),
         ({"destination": "/topic/a.*"}, "Processing error"),
-        ({"destination": "/queue/a", "reply_to": "/temp-queue/x"}, "Not supported"),
-        ({"destination": "/queue/a", "x_message_ttl": "5"}, "Not supported"),
-        ({"destination": "/queue/a", "auto_delete": "true"}, "Not supported"),
         ({"destination": "/topic/a", "transaction": "none"}, "Bad transaction"),
     ],
 )

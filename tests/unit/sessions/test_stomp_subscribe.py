@@ -6,6 +6,7 @@ import pytest
 
 from queuecast.errors import (
     Conflict,
+    Locked,
     NotFound,
     QueuecastError,
     Refused,
@@ -111,15 +112,6 @@ def test_subscriptions_without_an_id() -> None:
     [
         ({"id": "1"}, "Missing destination"),
         ({"id": "/temp-queue/x", "destination": "/topic/a"}, "Invalid id"),
-        ({"id": "1", "destination": "/temp-queue/x"}, "Not supported"),
-        ({"id": "1", "destination": "/topic/a", "ack": "client"}, "Not supported"),
-        ({"id": "1", "destination": "/exchange/e/k", "ack": "client-individual"}, "Not supported"),
-        ({"id": "1", "destination": "/topic/a", "durable": "true"}, "Not supported"),
-        ({"id": "1", "destination": "/topic/a", "auto_delete": "false"}, "Not supported"),
-        ({"id": "1", "destination": "/topic/a", "exclusive": "false"}, "Not supported"),
-        ({"id": "1", "destination": "/topic/a", "x_queue_name": "q"}, "Not supported"),
-        ({"id": "1", "destination": "/queue/a", "x_stream_offset": "first"}, "Not supported"),
-        ({"id": "1", "destination": "/queue/a", "durable": "false"}, "Not supported"),
         ({"id": "1", "destination": "/topic/a", "ack": "maybe"}, "Processing error"),
         ({"id": "1", "destination": "/topic/a", "since": "rubbish"}, "Processing error"),
         ({"id": "1", "destination": "/queue/a", "since": "first"}, "Processing error"),
@@ -163,7 +155,7 @@ def test_a_subscription_twice_ends_the_connection() -> None:
         (NotFound("no exchange"), "not_found", True),
         (Refused("no"), "access_refused", True),
         (Conflict("other properties"), "precondition_failed", True),
-        (Conflict("queue in exclusive use"), "resource_locked", True),
+        (Locked("queue in exclusive use"), "resource_locked", True),
         (Unavailable("away"), "Broker unavailable", False),
     ],
 )

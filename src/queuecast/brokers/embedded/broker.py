@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ...destination import Destination, Kind
 from ...errors import (
+    Conflict,
     NotFound,
     PublishFailed,
     Refused,
@@ -420,6 +421,9 @@ class EmbeddedBroker:
             found.attach(reader)
             self._clock.call_later(0, reader.start)
             return reader
+        for argument in spec.arguments:
+            if argument.startswith("x-stream-"):
+                raise Conflict(f"{argument} is for streams: queue {name!r} is none")
         priority = spec.arguments.get("x-priority", 0)
         consumer = QueueConsumer(found, sink, prefetch, priority)
         found.attach(consumer)

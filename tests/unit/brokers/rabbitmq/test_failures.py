@@ -10,6 +10,7 @@ from queuecast.brokers.rabbitmq.supervisor import LAST_DELAY, delays
 from queuecast.errors import (
     BadRequest,
     Conflict,
+    Locked,
     LoginRefused,
     NotFound,
     QueuecastError,
@@ -27,8 +28,8 @@ BY_BROKER = "ConnectionClosedByBroker: ({}) '{}'"
         (404, "NOT_FOUND - no exchange 'e' in vhost '/'", NotFound, '[[exchange]] name = "e"'),
         (404, "NOT_FOUND - no queue 'q' in vhost '/'", NotFound, '[[queue]] name = "q"'),
         (403, "ACCESS_REFUSED - access to exchange 'e' in vhost '/' refused", Refused, "refused"),
-        (403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use", Conflict, "exclusive"),
-        (405, "RESOURCE_LOCKED - cannot obtain exclusive access", Conflict, "exclusive"),
+        (403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use", Locked, "exclusive"),
+        (405, "RESOURCE_LOCKED - cannot obtain exclusive access", Locked, "exclusive"),
         (406, "PRECONDITION_FAILED - inequivalent arg", Conflict, "inequivalent"),
         (540, "NOT_IMPLEMENTED - x", BadRequest, "x"),
     ],
