@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import queue
 import socket
@@ -77,12 +78,20 @@ def behind(request: pytest.FixtureRequest, rabbits: Rabbits) -> Iterator[Behind]
         yield made
 
 
+Told = tuple[str, dict[str, str], str]
+
+
 class Listener(stomp.ConnectionListener):  # type: ignore[misc]
-    """What a stomp.py client was told, as (kind, headers, body)."""
+    """What a stomp.py client was told, as (kind, headers, body).
+
+    Receipts and the messages of different subscriptions come in no order that a test may rely
+    on: `next` keeps aside what it was not asked for, and later calls find it.
+    """
 
     def __init__(self) -> None:
-        self.frames: queue.Queue[tuple[str, dict[str, str], str]] = queue.Queue()
+        self.frames: queue.Queue[Told] = queue.Queue()
         self.ended = threading.Event()
+        self._aside: list[Told] = []
 
     def on_connected(self, frame: Any) -> None:
         self.frames.put(("CONNECTED", frame.headers, frame.body))
@@ -99,10 +108,35 @@ class Listener(stomp.ConnectionListener):  # type: ignore[misc]
     def on_disconnected(self) -> None:
         self.ended.set()
 
-    def next(self, kind: str) -> tuple[dict[str, str], str]:
-        got, headers, body = self.frames.get(timeout=PATIENCE)
-        assert got == kind, (headers, body)
-        return headers, body
+    def next(self, kind: str, subscription: str | None = None) -> tuple[dict[str, str], str]:
+        """Return the next frame of a kind (and subscription); an ERROR is never passed over."""
+
+        def wanted(told: Told) -> bool:
+            return told[0] == kind and subscription in (None, told[1].get("subscription"))
+
+        for told in self._aside:
+            if wanted(told):
+                self._aside.remove(told)
+                return told[1:]
+        while True:
+            try:
+                told = self.frames.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise AssertionError(f"no {kind}, but {self._aside}") from None
+            if wanted(told):
+                return told[1:]
+            assert told[0] != "ERROR", told
+            self._aside.append(told)
+
+    def has(self, kind: str, subscription: str | None = None) -> bool:
+        """Tell whether `next` would find one without waiting."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._aside.append(self.frames.get_nowait())
+        return any(
+            told[0] == kind and subscription in (None, told[1].get("subscription"))
+            for told in self._aside
+        )
 
 
 def _raw(kind: Any) -> Callable[[Behind, tuple[int, int]], Any]:
@@ -153,8 +187,8 @@ def test_stomp_py(behind: Behind, kind: str) -> None:
         client.subscribe(f"/topic/{name}.*", id="feed", headers={"receipt": "1"})
         listener.next("RECEIPT")
         client.send(f"/topic/{name}.a", "你好: one\n", headers={"receipt": "2", "custom": "a:b"})
-        got = sorted(listener.frames.get(timeout=PATIENCE)[0] for _ in range(2))
-        assert got == ["MESSAGE", "RECEIPT"]
+        assert listener.next("RECEIPT")[0]["receipt-id"] == "2"
+        assert listener.next("MESSAGE")[1] == "你好: one\n"
 
         client.subscribe(f"/queue/{name}", id="work", ack="client", headers={"receipt": "3"})
         listener.next("RECEIPT")

@@ -9,13 +9,11 @@ it. What each command does is in stomp_commands.py, what errors become in stomp_
 from __future__ import annotations
 
 import secrets
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
 from .. import __version__
 from ..auth.identity import ANONYMOUS, Identity
-from ..codecs import websocket
 from ..codecs.stomp import COMMANDS, Frame, Heartbeat
 from ..codecs.stomp_encode import encode_frame
 from ..codecs.stomp_values import (
@@ -24,18 +22,15 @@ from ..codecs.stomp_values import (
     negotiate_heart_beat,
     negotiate_version,
 )
-from ..disconnect import NORMAL, TIMEOUT, Disconnect
+from ..disconnect import NORMAL, PROTOCOL_ERROR, TIMEOUT, Disconnect
 from ..errors import QueuecastError, Refused
 from ..runtime import Timer
-from .publisher import PublishingSession
+from .ordered import OrderedSession
 from .services import Account, Services, Transport
 from .stomp_commands import Commands
 from .stomp_errors import Answer, answer_of, error_headers
-from .stomp_link import Broken, Framing, Incoming, Link
-
-# Seconds that a client has to read our last frame and to close its side; closing with unread
-# bytes would make the kernel send a reset, which can destroy that frame.
-CLOSE_WITHIN = 2.0
+from .stomp_framing import Framing
+from .stomp_link import Broken, Incoming, Left, Link, Reply
 
 # Who logs in without a login from this very machine, as RabbitMQ has it from the start.
 DEFAULT_USER = ("guest", "guest")
@@ -60,33 +55,20 @@ class Peer:
     names: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class _Farewell:
-    frame: bytes
-    code: int
-    reason: str
-
-
-class StompSession(PublishingSession):
+class StompSession(OrderedSession[Incoming]):
     """One STOMP conversation."""
 
     __slots__ = (
         "_account",
-        "_alive",
-        "_closing",
         "_commands",
-        "_events",
         "_expect",
         "_expecting",
         "_heard",
-        "_leaving",
         "_link",
         "_login_timer",
         "_peer",
-        "_reading",
         "_sending",
         "_silent",
-        "busy",
         "id",
         "version",
     )
@@ -95,18 +77,10 @@ class StompSession(PublishingSession):
         super().__init__(services, transport, ANONYMOUS)
         self.id = f"session-{secrets.token_urlsafe(12)}"
         self.version = ""
-        self.busy = False
         self._link = link
         self._peer = peer
         self._commands = Commands(self)
         self._account: Account | None = None
-        # Events not handled yet: those of one read at the most, because reading pauses.
-        self._events: deque[Incoming] | None = None
-        # What to close with, once the publishes under way are answered.
-        self._leaving: _Farewell | None = None
-        self._closing = False
-        self._reading = True
-        self._alive = 2
         self._login_timer: Timer | None = None
         self._sending: Timer | None = None
         self._expecting: Timer | None = None
@@ -128,55 +102,35 @@ class StompSession(PublishingSession):
 
     # -- frames in ------------------------------------------------------------------------
 
-    def receive_data(self, data: bytes) -> None:
-        self._alive = 2
+    @property
+    def pending(self) -> bool:
+        return self._link.pending
+
+    def parse(self, data: bytes) -> list[Incoming]:
         self._heard = True
-        if self._closing and self.framing is Framing.RAW:
+        return self._link.receive_data(data)
+
+    def receive_parting(self, data: bytes) -> None:
+        if self._link.bare:
             return
         events = self._link.receive_data(data)
-        if self._closing:
-            if any(isinstance(event, (websocket.Close, Broken)) for event in events):
-                self.transport.close()
-            return
-        if self._events is None:
-            self._events = deque(events)
-            self.process()
-        else:
-            self._events.extend(events)
+        # Large messages instead of the answer to our ending are not worth inflating.
+        if self._link.pending or any(isinstance(event, (Left, Broken)) for event in events):
+            self.transport.close()
 
-    def process(self) -> None:
-        """Handle what has come, in order, until something must wait."""
-        events = self._events
-        while events and self._takes(events[0]):
-            self._handle(events.popleft())
-        if not events or self.closed:
-            self._events = None
-        self._update_reading()
+    def is_barrier(self, event: Incoming) -> bool:
+        return isinstance(event, Left) or (isinstance(event, Frame) and event.command in _BARRIERS)
 
-    def _takes(self, event: Incoming) -> bool:
-        # Not while it does not read either: the answers would gather here.
-        if self.busy or self.paused or self.closed:
-            return False
-        if isinstance(event, websocket.Close) or (
-            isinstance(event, Frame) and event.command in _BARRIERS
-        ):
-            return self.publishing == 0
-        return not self.full
-
-    def _handle(self, event: Incoming) -> None:
+    def handle(self, event: Incoming) -> None:
         match event:
             case Frame():
                 self._frame(event)
             case Heartbeat():
                 pass
-            case websocket.Ping():
-                self.write(websocket.pong_frame(event.data))
-            case websocket.Close():
-                self.end()
-                # Our close frame repeats the client's code (RFC 6455 section 5.5.1).
-                self._leaving = _Farewell(b"", event.code, "")
-                self._close()
-                self.transport.close()
+            case Reply():
+                self.write(event.data)
+            case Left():
+                self.answer_leave(event.data)
             case Broken():
                 # As at RabbitMQ without an ERROR: on a WebSocket the reason can be read.
                 self._leave(b"", event.code, event.reason)
@@ -188,7 +142,7 @@ class StompSession(PublishingSession):
             if frame.command in ("CONNECT", "STOMP"):
                 self._connect(frame)
             elif self._account is None and self._is_foreign(frame):
-                self._leave(b"", websocket.PROTOCOL_ERROR, "this is no STOMP")
+                self._leave(b"", PROTOCOL_ERROR.code, "this is no STOMP")
             elif self._account is None:
                 raise StompError("Illegal command", "You must log in using CONNECT first\n")
             else:
@@ -202,7 +156,7 @@ class StompSession(PublishingSession):
         Any web page can make its visitor's browser post to a port on the visitor's own machine,
         with a body of its choice: what follows such a head must not be taken for a conversation.
         """
-        return self.framing is Framing.RAW and frame.command not in COMMANDS
+        return self._link.bare and frame.command not in COMMANDS
 
     # -- logging in -----------------------------------------------------------------------
 
@@ -282,7 +236,7 @@ class StompSession(PublishingSession):
 
     def send(self, command: str, headers: list[tuple[str, str]], body: bytes = b"") -> None:
         """Write a frame; nothing once the connection is closing."""
-        if not self._closing and not self.transport.is_closing():
+        if not self.closing and not self.transport.is_closing():
             self.write(self._wrapped(command, headers, body))
 
     def _wrapped(self, command: str, headers: list[tuple[str, str]], body: bytes = b"") -> bytes:
@@ -339,54 +293,21 @@ class StompSession(PublishingSession):
         if self.closed:
             return
         # While we do not read, it cannot give one.
-        self._silent = 0 if self._heard or not self._reading else self._silent + 1
+        self._silent = 0 if self._heard or not self.reading else self._silent + 1
         self._heard = False
         if self._silent >= _MISSED:
             self._leave(b"", TIMEOUT.code, TIMEOUT.text)
             return
         self._expecting = self.services.runtime.call_later(self._expect, self._look)
 
-    def heartbeat(self, now: float) -> None:
-        if self._leaving is not None:
-            # The broker has not confirmed for so long: the client shall try elsewhere.
-            self._close()
-            return
-        if self.paused or self.framing is Framing.RAW:
-            return
-        if self._alive == 0 and self._reading:
-            self.disconnect(TIMEOUT)
-            return
-        self._alive = max(0, self._alive - 1)
-        self.write(websocket.ping_frame())
-
-    # -- backpressure ---------------------------------------------------------------------
-
-    def publish_answered(self) -> None:
-        if self._leaving is not None and self.publishing == 0:
-            self._close()
-        else:
-            self.process()
-
-    def _update_reading(self) -> None:
-        """Read from the client only while it reads from us and we are not behind with it."""
-        wanted = self._closing or not (self.busy or self.paused or self._events or self.full)
-        if wanted == self._reading or self.transport.is_closing():
-            return
-        self._reading = wanted
-        if wanted:
-            self.transport.resume_reading()
-        else:
-            self.transport.pause_reading()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._update_reading()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.process()
+    def ping(self) -> bytes:
+        return self._link.ping()
 
     # -- the end --------------------------------------------------------------------------
+
+    @property
+    def half_closes(self) -> bool:
+        return self._link.bare
 
     def disconnected(self, frame: Frame) -> None:
         """The client leaves in order: everything that it sent is done."""
@@ -405,33 +326,7 @@ class StompSession(PublishingSession):
 
     def _leave(self, last: bytes, code: int, reason: str) -> None:
         """End the conversation: answer what is under way, then write `last` and close."""
-        if self._closing or self._leaving is not None:
-            return
-        stalled = self.paused
-        self.end()
-        if stalled or self.transport.is_closing():
-            self._closing = True
-            self.transport.abort()
-            return
-        self._leaving = _Farewell(last, code, reason)
-        if self.publishing == 0:
-            self._close()
-
-    def _close(self) -> None:
-        if self._closing or self._leaving is None:
-            return
-        self._closing = True
-        self._events = None
-        if self.transport.is_closing():
-            return
-        farewell = self._leaving
-        ending = farewell.frame + self._link.closing(farewell.code, farewell.reason)
-        if ending:
-            self.write(ending)
-        self.services.runtime.call_later(CLOSE_WITHIN, self.transport.close)
-        if self.framing is Framing.RAW and self.transport.can_write_eof():
-            self.transport.write_eof()
-        self._update_reading()
+        self.leave(last + self._link.closing(code, reason))
 
     def end(self) -> None:
         if self.closed:

@@ -14,8 +14,8 @@ from ..codecs.stomp_values import message_destination
 from ..hub.log import Gap
 from ..message import Message
 from .encodings import Framed, is_utf8
+from .stomp_framing import Framing
 from .stomp_headers import message_headers
-from .stomp_link import Framing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class StompEncoding(Framed):
         frame = message_frame(
             message, self.subscription, self.destination if self.alias else None, position
         )
-        parts.append(self.framing.wrap(frame, text=is_utf8(message.body)))
+        parts.append(self.framing.wrap_shared(frame, text=is_utf8(message.body)))
 
     def encode_gap(self, gap: Gap, position: str) -> bytes:
         headers = [("destination", self.destination), ("message-id", position)]

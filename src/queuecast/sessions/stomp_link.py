@@ -1,26 +1,41 @@
-"""What lies between a socket and STOMP frames: nothing (TCP), or WebSocket messages.
+"""What lies between a client's bytes and STOMP frames, and where a transport is plugged in.
 
-A frame that we send is one WebSocket message, text unless it is not UTF-8; those of the client
-may span messages and share them.
+A StompSession is given two things. Its *transport* moves bytes: a socket, or whatever offers
+`services.Transport`. Its *link* gives the bytes their meaning: it reads frames from what the
+client sent and says how ours lie on the wire (`framing`). The session knows neither WebSocket
+nor TCP: what a link must answer by itself (a ping) comes out of `receive_data` as a Reply, the
+client's own ending as Left, and a broken protocol as Broken. So a new way to carry STOMP is a
+link, and a framing if its bytes are others.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol, TypeAlias
 
 from ..codecs import websocket
 from ..codecs.stomp import Event as StompEvent
-from ..codecs.stomp import Fault, StompLimits, StompParser
-from ..codecs.websocket import BINARY, TEXT, WebSocketParser, close_frame, frame_header
+from ..codecs.stomp import Fault, Frame, Heartbeat, StompLimits, StompParser
+from ..codecs.websocket import WebSocketParser, close_frame, ping_frame, pong_frame
 from ..codecs.websocket_handshake import handshake_response
-from .encodings import is_utf8
+from .stomp_framing import RAW, Framing, WebSocketFraming
 
 # Frames of strangers, and WebSocket messages of theirs: it stops a crowd that never logs in.
 BEFORE_LOGIN = 64 * 1024
 
 _SUBPROTOCOLS = ("v12.stomp", "v11.stomp", "v10.stomp")
+
+
+class Reply(NamedTuple):
+    """The link itself answers: bytes to write."""
+
+    data: bytes
+
+
+class Left(NamedTuple):
+    """The client ends the link: bytes that answer it, once what it sent before is confirmed."""
+
+    data: bytes
 
 
 class Broken(NamedTuple):
@@ -30,39 +45,35 @@ class Broken(NamedTuple):
     reason: str
 
 
-Incoming: TypeAlias = StompEvent | websocket.Ping | websocket.Close | Broken
-
-
-class Framing(enum.Enum):
-    """How frames lie on the wire; part of an encoding's value."""
-
-    RAW = "raw"
-    WEBSOCKET = "websocket"
-
-    def wrap(self, frame: bytes, *, text: bool = True) -> bytes:
-        """Return the wire bytes of a frame. text: whether it is UTF-8."""
-        if self is Framing.RAW:
-            return frame
-        return frame_header(TEXT if text else BINARY, len(frame)) + frame
-
-    def wrap_any(self, frame: bytes) -> bytes:
-        """Return the wire bytes of a frame that may not be UTF-8."""
-        return self.wrap(frame, text=self is Framing.RAW or is_utf8(frame))
+Incoming: TypeAlias = Frame | Heartbeat | Reply | Left | Broken
 
 
 class Link(Protocol):
-    """One connection's layer."""
+    """One connection's layer.
+
+    framing: how our frames lie on the wire. bare: frames lie on the socket itself, so that it
+    may be some other protocol's client who connected, and that the end of what we write is
+    shown by the socket.
+    """
 
     framing: Framing
+    bare: bool
+
+    @property
+    def pending(self) -> bool:
+        """Whether the last call left bytes for a call of its own, with none."""
 
     def opening(self) -> bytes:
         """Return what is written before everything else."""
 
     def receive_data(self, data: bytes) -> list[Incoming]:
-        """Return what these bytes complete; nothing follows a Broken or Close."""
+        """Return what these bytes complete; nothing follows a Broken or Left."""
 
     def authenticated(self) -> None:
         """Raise the limits to those of clients who have logged in."""
+
+    def ping(self) -> bytes:
+        """Return what a client that is there answers, b"" if the link has nothing like it."""
 
     def closing(self, code: int, reason: str) -> bytes:
         """Return what is written after everything else."""
@@ -73,30 +84,38 @@ class RawLink:
 
     __slots__ = ("_parser",)
 
-    framing = Framing.RAW
+    framing: Framing = RAW
+    bare = True
+    pending = False
 
     def __init__(self, frame: int) -> None:
-        self._parser = StompParser(_limits(frame))
+        self._parser = StompParser(stomp_limits(frame))
 
     def opening(self) -> bytes:
         return b""
 
     def receive_data(self, data: bytes) -> list[Incoming]:
-        return [_incoming(event) for event in self._parser.receive_data(data)]
+        return [incoming(event) for event in self._parser.receive_data(data)]
 
     def authenticated(self) -> None:
         self._parser.authenticated()
+
+    def ping(self) -> bytes:
+        return b""
 
     def closing(self, code: int, reason: str) -> bytes:
         return b""
 
 
 class WebSocketLink:
-    """STOMP in WebSocket messages. key: the handshake's; headers: more lines of its answer."""
+    """STOMP in WebSocket messages. key: the handshake's; headers: more lines of its answer.
 
-    __slots__ = ("_frame", "_opening", "_parser", "_socket")
+    A frame that we send is one message; those of the client may span messages and share them.
+    """
 
-    framing = Framing.WEBSOCKET
+    __slots__ = ("_frame", "_opening", "_parser", "_socket", "framing")
+
+    bare = False
 
     def __init__(
         self,
@@ -105,36 +124,47 @@ class WebSocketLink:
         offered: Iterable[str] = (),
         headers: Iterable[tuple[str, str]] = (),
     ) -> None:
+        self.framing: Framing = WebSocketFraming()
         self._frame = frame
         self._socket = WebSocketParser(min(frame, BEFORE_LOGIN))
-        self._parser = StompParser(_limits(frame))
+        self._parser = StompParser(stomp_limits(frame))
         self._opening = handshake_response(key, choose_subprotocol(offered), headers)
+
+    @property
+    def pending(self) -> bool:
+        return self._socket.pending
 
     def opening(self) -> bytes:
         opening, self._opening = self._opening, b""
         return opening
 
     def receive_data(self, data: bytes) -> list[Incoming]:
-        incoming: list[Incoming] = []
+        found: list[Incoming] = []
         for event in self._socket.receive_data(data):
             match event:
                 case websocket.Text():
-                    incoming += map(_incoming, self._parser.receive_data(event.data.encode()))
+                    found += map(incoming, self._parser.receive_data(event.data.encode()))
                 case websocket.Binary():
-                    incoming += map(_incoming, self._parser.receive_data(event.data))
+                    found += map(incoming, self._parser.receive_data(event.data))
                 case websocket.Fault():
-                    incoming.append(Broken(event.code, event.reason))
-                case websocket.Ping() | websocket.Close():
-                    incoming.append(event)
+                    found.append(Broken(event.code, event.reason))
+                case websocket.Ping():
+                    found.append(Reply(pong_frame(event.data)))
+                case websocket.Close():
+                    # Our close frame repeats the client's code (RFC 6455 section 5.5.1).
+                    found.append(Left(close_frame(event.code)))
                 case websocket.Pong():
                     pass  # that bytes came is all that is asked of it
             if self._parser.closed and not isinstance(event, websocket.Close):
                 break
-        return incoming
+        return found
 
     def authenticated(self) -> None:
         self._socket.set_limit(self._frame)
         self._parser.authenticated()
+
+    def ping(self) -> bytes:
+        return ping_frame()
 
     def closing(self, code: int, reason: str) -> bytes:
         return close_frame(code, reason)
@@ -146,10 +176,12 @@ def choose_subprotocol(offered: Iterable[str]) -> str | None:
     return next((name for name in _SUBPROTOCOLS if name in names), None)
 
 
-def _limits(frame: int) -> StompLimits:
+def stomp_limits(frame: int) -> StompLimits:
+    """Return a parser's limits. frame: the largest frame of a client who has logged in, bytes."""
     return StompLimits(max_frame=frame, max_frame_before_login=min(frame, BEFORE_LOGIN))
 
 
-def _incoming(event: StompEvent) -> Incoming:
+def incoming(event: StompEvent) -> Incoming:
+    """Return what a STOMP parser found as a link gives it on."""
     # Web STOMP's close code for what cannot be parsed.
     return Broken(websocket.INVALID_PAYLOAD, event.reason) if isinstance(event, Fault) else event

@@ -11,33 +11,27 @@ closed with a code and a reason (disconnect.py).
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable
 from functools import partial
 
 from ..codecs import websocket as frames
 from ..codecs.deflate import DeflateParser
 from ..codecs.websocket_handshake import handshake_response
 from ..destination import Destination
-from ..disconnect import BAD_REQUEST, PROTOCOL_ERROR, TIMEOUT, Disconnect, for_error
+from ..disconnect import BAD_REQUEST, PROTOCOL_ERROR, Disconnect, for_error
 from ..errors import BadRequest, QueuecastError, Unavailable
 from ..message import Properties
 from ..position import LIVE, Position, Start
 from .commands import Commands
 from .encodings import WebSocketEncoding
 from .envelope import encode_json
-from .publisher import PublishingSession
+from .ordered import OrderedSession
 from .request import SubscribeRequest
 from .services import Services, Transport
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a client has to answer our close frame before the socket is closed (RFC 6455,
-# section 7.1.1: a server should close first, but a reset would destroy the frame on its way).
-CLOSE_WITHIN = 2.0
 
-
-class WebSocketSession(PublishingSession):
+class WebSocketSession(OrderedSession[frames.Event]):
     """One plain WebSocket.
 
     With permessage-deflate the messages of feeds are compressed, once per cohort. Those of queues
@@ -45,17 +39,11 @@ class WebSocketSession(PublishingSession):
     """
 
     __slots__ = (
-        "_alive",
-        "_closing",
         "_commands",
-        "_events",
-        "_leaving",
         "_open",
         "_parser",
-        "_reading",
         "_request",
         "_target",
-        "busy",
     )
 
     def __init__(
@@ -74,18 +62,10 @@ class WebSocketSession(PublishingSession):
         # An envelope is larger than the body in it.
         parser = frames.WebSocketParser if extension is None else DeflateParser
         self._parser = parser(limits.message if bare else limits.frame)
-        # Events not handled yet: those of one read at the most, because reading pauses.
-        self._events: deque[frames.Event] | None = None
         self._request: tuple[SubscribeRequest, str, str | None] | None = (request, key, extension)
         self._target = request.destinations[0]
         self._commands: Commands | None = None
-        # The reason to close with, once the publishes under way are answered.
-        self._leaving: Disconnect | None = None
-        self._alive = 2
         self._open = False
-        self._closing = False
-        self._reading = True
-        self.busy = False
 
     @property
     def deflate(self) -> bool:
@@ -95,7 +75,9 @@ class WebSocketSession(PublishingSession):
     def start(self) -> None:
         assert self._request is not None
         (request, key, extension), self._request = self._request, None
-        self._hold_reading()
+        # What comes right behind the handshake waits until the subscriptions are live.
+        self.busy = True
+        self.update_reading()
         self.spawn(partial(self._begin, request, key, extension), "WebSocket")
 
     async def _begin(self, request: SubscribeRequest, key: str, extension: str | None) -> None:
@@ -125,6 +107,7 @@ class WebSocketSession(PublishingSession):
             subscription.flow()
         for work in self.work:
             work.flow()
+        self.busy = False
         # Frames that came right behind the handshake: their sender's own echo is not missed.
         self.process()
 
@@ -148,49 +131,25 @@ class WebSocketSession(PublishingSession):
 
     # -- frames in ------------------------------------------------------------------------
 
-    def receive_data(self, data: bytes) -> None:
-        self._alive = 2
+    @property
+    def pending(self) -> bool:
+        return self._parser.pending
+
+    def parse(self, data: bytes) -> list[frames.Event]:
+        return self._parser.receive_data(data)
+
+    def receive_parting(self, data: bytes) -> None:
         events = self._parser.receive_data(data)
-        if self._closing:
-            ended = any(isinstance(event, (frames.Close, frames.Fault)) for event in events)
-            # Large messages instead of the answer to our close are not worth inflating.
-            if ended or self._parser.pending:
-                self.transport.close()
-            return
-        if self._events is None:
-            self._events = deque(events)
-            self.process()
-        else:
-            self._events.extend(events)
+        ended = any(isinstance(event, (frames.Close, frames.Fault)) for event in events)
+        # Large messages instead of the answer to our close are not worth inflating.
+        if ended or self._parser.pending:
+            self.transport.close()
 
-    def process(self) -> None:
-        """Handle what has come, in order, until something must wait."""
-        events = self._events
-        while events and self._takes(events[0]):
-            self._handle(events.popleft())
-        if not events or self.closed:
-            self._events = None
-            if self._parser.pending and not self.closed:
-                # In a turn of its own: others' bytes are not kept waiting while we inflate.
-                self.services.runtime.call_soon(self._go_on)
-        self.update_reading()
+    def is_barrier(self, event: frames.Event) -> bool:
+        # Our answer to it says that what was sent before it has been published.
+        return isinstance(event, frames.Close)
 
-    def _go_on(self) -> None:
-        """Parse what a read left; some other call may have done it already."""
-        if self._parser.pending and self._events is None and not self.closed:
-            self._events = deque(self._parser.receive_data(b""))
-            self.process()
-
-    def _takes(self, event: frames.Event) -> bool:
-        # Not while it does not read either: the answers would gather here.
-        if not self._open or self.busy or self.paused or self.closed:
-            return False
-        if isinstance(event, frames.Close):
-            # Our answer to it says that what was sent before it has been published.
-            return self.publishing == 0
-        return not self.full
-
-    def _handle(self, event: frames.Event) -> None:
+    def handle(self, event: frames.Event) -> None:
         match event:
             case frames.Text() | frames.Binary():
                 self._message(event)
@@ -199,7 +158,8 @@ class WebSocketSession(PublishingSession):
             case frames.Pong():
                 pass
             case frames.Close():
-                self._answer_close(event.code)
+                # Our close frame repeats the client's code (RFC 6455 section 5.5.1).
+                self.answer_leave(frames.close_frame(event.code))
             case frames.Fault():
                 reason = PROTOCOL_ERROR._replace(code=event.code, text=event.reason)
                 self.disconnect(reason)
@@ -222,93 +182,29 @@ class WebSocketSession(PublishingSession):
         if error is not None:
             self.disconnect(for_error(error))
 
-    def publish_answered(self) -> None:
-        if self._leaving is not None and self.publishing == 0:
-            self._close_with(self._leaving)
-        else:
-            self.process()
-
-    def _answer_close(self, code: int) -> None:
-        self._closing = True
-        self.end()
-        # Our close frame repeats the client's code (RFC 6455 section 5.5.1).
-        self.write(frames.close_frame(code))
-        self.transport.close()
-
-    # -- backpressure ---------------------------------------------------------------------
-
-    def update_reading(self) -> None:
-        """Read from the client only while it reads from us and we are not behind with it.
-
-        Otherwise one that sends and never reads would fill the memory with answers.
-        """
-        wanted = self._closing or not (
-            not self._open or self.busy or self.paused or self._parser.pending or self.full
-        )
-        if wanted == self._reading or self.transport.is_closing():
-            return
-        if wanted:
-            self._reading = True
-            self.transport.resume_reading()
-        else:
-            self._hold_reading()
-
-    def _hold_reading(self) -> None:
-        self._reading = False
-        self.transport.pause_reading()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.update_reading()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.process()
-
     # -- the rest of the connection's calls -----------------------------------------------
 
     def send_json(self, notice: object) -> None:
         """Write one JSON object as a text frame; nothing after a close frame."""
-        if not self._closing and not self.transport.is_closing():
+        if not self.closing and not self.transport.is_closing():
             self.write(frames.text_frame(encode_json(notice)))
 
+    def ping(self) -> bytes:
+        return frames.ping_frame()
+
     def heartbeat(self, now: float) -> None:
-        if self._leaving is not None:
-            # The broker has not confirmed for so long: the client shall try elsewhere.
-            self._close_with(self._leaving)
+        if not self._open:
             return
-        if not self._open or self.paused or self._closing:
-            return
-        if self._alive == 0 and self._reading:
-            self.disconnect(TIMEOUT)
-            return
-        self._alive = max(0, self._alive - 1)
-        self.write(frames.ping_frame())
-        if self._commands is not None:
+        super().heartbeat(now)
+        if self._commands is not None and not (self.leaving or self.paused):
             self._commands.tell_positions()
 
     def disconnect(self, reason: Disconnect) -> None:
-        if self._closing or self._leaving is not None:
-            return
-        stalled = self.paused
-        self.end()
-        if not self._open or stalled or self.transport.is_closing():
-            self._closing = True
-            self.transport.abort()
-            return
-        self._leaving = reason
-        if self.publishing == 0:
-            self._close_with(reason)
-
-    def _close_with(self, reason: Disconnect) -> None:
-        if self._closing:
-            return
-        self._closing = True
-        if self.transport.is_closing():
-            return
-        _close(self.write, reason)
-        self.services.runtime.call_later(CLOSE_WITHIN, self.transport.close)
-        self.update_reading()
+        if self._open:
+            self.leave(_close_frame(reason))
+        elif not self.leaving:
+            self.end()
+            self.cut_off()
 
     def feed_failed(self, subscription: object, error: QueuecastError) -> None:
         if self._commands is None or not self._commands.failed(subscription, error):
@@ -344,9 +240,9 @@ def refuse(
 ) -> None:
     """Accept a WebSocket and close it at once with the reason."""
     transport.write(handshake_response(key, headers=cors))
-    _close(transport.write, for_error(error))
+    transport.write(_close_frame(for_error(error)))
     transport.close()
 
 
-def _close(write: Callable[[bytes], None], reason: Disconnect) -> None:
-    write(frames.close_frame(reason.code, reason.text))
+def _close_frame(reason: Disconnect) -> bytes:
+    return frames.close_frame(reason.code, reason.text)

@@ -276,6 +276,21 @@ def logged_in(version: str = "1.2", **limits: Any) -> tuple[House, Client]:
     return house, client
 
 
+def error(client: Client, command: str, body: bytes = b"", /, **headers: str) -> dict[str, str]:
+    """Say something that fails; the ERROR's headers and its body."""
+    (got,) = client.say(command, body, **headers)
+    assert got.command == "ERROR"
+    assert got.headers["content-type"] == "text/plain"
+    assert got.headers["version"] == "1.0,1.1,1.2"
+    return {**got.headers, "body": got.body.decode()}
+
+
+def work(version: str = "1.2", **headers: str) -> tuple[House, Client, Any]:
+    house, client = logged_in(version)
+    client.say("SUBSCRIBE", id="1", destination="/queue/a", **headers)
+    return house, client, house.consumers[0]
+
+
 def stomp(command: str, body: bytes = b"", /, **headers: str) -> bytes:
     lines = [f"{name.replace('_', '-')}:{value}" for name, value in headers.items()]
     return "\n".join([command, *lines, "", ""]).encode() + body + b"\0"

@@ -10,9 +10,9 @@ from queuecast.codecs.stomp import Frame
 from queuecast.codecs.websocket import BINARY, CONTINUATION, PING, TEXT, close_frame
 from queuecast.codecs.websocket import CLOSE as CLOSE_OPCODE
 from queuecast.message import Message
+from queuecast.sessions.stomp_framing import RAW
 from queuecast.sessions.stomp_link import (
     Broken,
-    Framing,
     RawLink,
     WebSocketLink,
     choose_subprotocol,
@@ -278,7 +278,7 @@ def test_what_differs_on_the_wire_is_not_shared() -> None:
 
 
 def test_raw_frames_have_no_layer() -> None:
-    assert Framing.RAW.wrap_any(b"\xff") == b"\xff"
+    assert RAW.wrap_any(b"\xff") == b"\xff"
     link = RawLink(1000)
     assert link.opening() == link.closing(1000, "bye") == b""
 
