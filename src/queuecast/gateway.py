@@ -36,6 +36,7 @@ from .message import Properties
 from .server.loop import LoopRuntime
 from .server.server import Server
 from .server.throttle import Throttle
+from .sessions.idempotency import IdempotencyKeys
 from .sessions.services import Services, SessionLimits
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,9 @@ class Gateway:
             ),
             retry=config.server.retry,
             compression=config.server.compression,
+            keys=IdempotencyKeys(
+                runtime, window=config.limits.idempotency, most=config.limits.idempotency_keys
+            ),
         )
         self.services.alias = aliases.match
         self.accounts = self._accounts()

@@ -10,10 +10,11 @@ from ..auth.identity import Identity
 from ..auth.policy import Verb
 from ..delivery import Consumer, DeliverySink
 from ..destination import Destination
-from ..errors import Refused
+from ..errors import QueuecastError, Refused
 from ..hub.hub import Hub
 from ..message import Properties
 from ..runtime import Runtime
+from .idempotency import LOST, IdempotencyKeys
 
 
 class Publish(Protocol):
@@ -104,7 +105,7 @@ class Services:
 
     resolve: the destination of a URL's path. alias: what an alias stands for, None for all else.
     retry: milliseconds, the SSE reconnection time. compression: whether WebSockets may negotiate
-    permessage-deflate.
+    permessage-deflate. keys: what makes publishes idempotent, None for nothing.
     """
 
     runtime: Runtime
@@ -118,6 +119,34 @@ class Services:
     alias: Callable[[str], Destination | None] = lambda path: None
     login: Login = no_login
     compression: bool = False
+    keys: IdempotencyKeys | None = None
+
+    async def publish_once(
+        self,
+        identity: Identity,
+        destination: Destination,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool | None = None,
+    ) -> None:
+        """Publish for a client, once for each idempotency key; raises what `publish` does."""
+        keys = self.keys
+        place = keys.place(identity, destination, properties) if keys is not None else None
+        if keys is None or place is None:
+            await self.publish(destination, body, properties, mandatory=mandatory)
+            return
+        if not await keys.admit(place, body):
+            return
+        error: QueuecastError | None = LOST
+        try:
+            await self.publish(destination, body, properties, mandatory=mandatory)
+            error = None
+        except QueuecastError as caught:
+            error = caught
+            raise
+        finally:
+            keys.settle(place, error)
 
 
 class Transport(Protocol):
