@@ -110,6 +110,7 @@ class Gateway:
             ),
             retry=config.server.retry,
             compression=config.server.compression,
+            heartbeat=config.server.heartbeat,
             keys=IdempotencyKeys(
                 runtime, window=config.limits.idempotency, most=config.limits.idempotency_keys
             ),

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 Cors = tuple[tuple[str, str], ...]
 
 _DESTINATION = re.compile(r"(?:^|&)destination=")
+# On a WebSocket that begins without subscriptions: what is not enveloped there is STOMP.
+_ENVELOPE = re.compile(r"(?:^|&)envelope=")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)")
 
 _HOSTS = ("host", "x-forwarded-host")
@@ -89,7 +91,8 @@ class Gate:
         # "/sse" = "/topic/news": the bare verb itself can be an alias.
         if f"/{verb}" in BARE_VERBS and self._is_alias(f"/{verb}"):
             return Route(verb, f"/{verb}")
-        return Route("stomp", "") if verb == "ws" else Route(verb, rest)
+        bare = verb == "ws" and not _ENVELOPE.search(query)
+        return Route("stomp", "") if bare else Route(verb, rest)
 
     def _is_alias(self, path: str) -> bool:
         try:
@@ -143,6 +146,7 @@ class Gate:
             self._services.resolve,
             limit=self._services.limits.subscriptions,
             cors=cors,
+            may_begin_empty=route.verb == "ws",
         )
 
     def _report(self, error: QueuecastError) -> None:

@@ -106,6 +106,7 @@ class Services:
     resolve: the destination of a URL's path. alias: what an alias stands for, None for all else.
     retry: milliseconds, the SSE reconnection time. compression: whether WebSockets may negotiate
     permessage-deflate. keys: what makes publishes idempotent, None for nothing.
+    heartbeat: seconds between two signs of life on a push connection.
     """
 
     runtime: Runtime
@@ -120,6 +121,7 @@ class Services:
     login: Login = no_login
     compression: bool = False
     keys: IdempotencyKeys | None = None
+    heartbeat: float = 25.0
 
     async def publish_once(
         self,
