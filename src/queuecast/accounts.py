@@ -3,6 +3,7 @@
 With RabbitMQ an account is a broker of its own, with the client's user, password and virtual
 host, so that the client's own permissions hold for all it does. Accounts are shared by the
 sessions of the same login, never by others: the passcode is part of the key, as a salted hash.
+Only feeds are shared by all logins of a virtual host, as sharing.py says.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from .brokers.base import Broker
 from .delivery import Consumer, DeliverySink
 from .destination import Destination
 from .errors import LimitExceeded, LoginRefused, NotFound, QueuecastError, Refused, Unavailable
-from .hub.feed import Feed
-from .hub.hub import CloseReader, OpenReader
+from .hub.hub import Hub
 from .message import Properties
 from .runtime import Promise
 from .sessions.services import Account, Consume, Publish, Services
+from .sharing import FeedBroker, Member, SharedFeeds
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class EmbeddedAccounts:
     async def close(self) -> None: ...
 
 
-class LoginBroker(Broker, Protocol):
+class LoginBroker(Broker, FeedBroker, Protocol):
     """A broker that belongs to one login."""
 
     async def check_login(self) -> None:
@@ -90,11 +91,22 @@ _Key = tuple[str, str | None, bytes]
 class _Entry:
     """One account: opening, open, closed."""
 
-    __slots__ = ("broker", "checked", "checking", "idle_since", "services", "sessions", "waiters")
+    __slots__ = (
+        "broker",
+        "checked",
+        "checking",
+        "idle_since",
+        "member",
+        "services",
+        "sessions",
+        "waiters",
+    )
 
     def __init__(self, broker: LoginBroker) -> None:
         self.broker = broker
-        self.services: Services | None = None  # once it is open
+        # Once it is open.
+        self.services: Services | None = None
+        self.member: Member | None = None
         self.sessions = 0
         self.idle_since = 0.0
         self.checked = 0.0
@@ -102,17 +114,25 @@ class _Entry:
         # Logins that wait for the broker's verdict: one per connection.
         self.waiters: list[Promise] = []
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody needs it: no session, and no feed that it reads for others."""
+        reads = self.member is None or bool(self.member.relays)
+        return not (self.sessions or self.checking or reads)
+
 
 class BrokerAccounts:
     """Accounts at a broker that knows users.
 
-    loopback_users: names that may log in from this machine only. default_host: what the broker's
-    URL names. linger: seconds that an account outlives its last session.
+    hub: what the user of the broker's URL reads. loopback_users: names that may log in from this
+    machine only. default_host: what the broker's URL names. linger: seconds that an account
+    outlives its last session.
     """
 
     def __init__(
         self,
         services: Services,
+        hub: Hub,
         make_broker: MakeBroker,
         *,
         loopback_users: tuple[str, ...] = ("guest",),
@@ -121,6 +141,7 @@ class BrokerAccounts:
         most: int = MAX_ACCOUNTS,
     ) -> None:
         self._services = services
+        self._hub = hub
         self._make_broker = make_broker
         self._loopback_users = frozenset(loopback_users)
         self._default_host = default_host
@@ -128,6 +149,8 @@ class BrokerAccounts:
         self._most = most
         self._salt = secrets.token_bytes(32)
         self._entries: dict[_Key, _Entry] = {}
+        # By virtual host; only those that have accounts.
+        self._shared: dict[str | None, SharedFeeds] = {}
         self._closed = False
 
     async def login(self, user: str, passcode: str, host: str | None, *, loopback: bool) -> Account:
@@ -168,11 +191,7 @@ class BrokerAccounts:
 
     def _evict(self) -> None:
         """Close the account that has been unused for longest; raises LimitExceeded."""
-        idle = [
-            (entry.idle_since, key)
-            for key, entry in self._entries.items()
-            if entry.services is not None and not entry.sessions and not entry.checking
-        ]
+        idle = [(entry.idle_since, key) for key, entry in self._entries.items() if entry.idle]
         if not idle:
             raise LimitExceeded(f"{self._most} accounts are in use, that is the limit")
         _, key = min(idle, key=lambda each: each[0])
@@ -209,10 +228,15 @@ class BrokerAccounts:
             self._wake(entry, error)
             await entry.broker.close()
             return
-        hub = self._services.hub.branch(_reader(entry.broker))
+        host = key[1]
+        shared = self._shared.get(host)
+        if shared is None:
+            runtime = self._services.runtime
+            shared = self._shared[host] = SharedFeeds(runtime, self._hub, ours=host is None)
+        entry.member = shared.join(entry.broker)
         entry.services = replace(
             self._services,
-            hub=hub,
+            hub=entry.member,
             publish=_publisher(entry.broker),
             consume=_consumer(entry.broker),
         )
@@ -249,36 +273,32 @@ class BrokerAccounts:
         """Once a second: close the accounts that nobody has used for a while."""
         now = self._services.runtime.now()
         for key, entry in list(self._entries.items()):
-            idle = entry.services is not None and not entry.sessions and not entry.checking
-            if idle and now - entry.idle_since >= self._linger:
+            if entry.idle and now - entry.idle_since >= self._linger:
                 self._end(key)
+        for shared in list(self._shared.values()):
+            shared.sweep()
 
     def _end(self, key: _Key) -> None:
         entry = self._entries.pop(key)
-        self._services.runtime.spawn(_close(entry), "close an account")
+        host = key[1]
+        shared = self._shared[host]
+        assert entry.member is not None
+        shared.leave(entry.member)
+        if not shared.members:
+            del self._shared[host]
+            self._services.runtime.spawn(shared.close(), "close shared feeds")
+        self._services.runtime.spawn(entry.broker.close(), "close an account")
 
     async def close(self) -> None:
         """Close all accounts."""
         self._closed = True
         entries = [entry for entry in self._entries.values() if entry.services is not None]
         self._entries = {}
+        feeds, self._shared = list(self._shared.values()), {}
+        for shared in feeds:
+            await shared.close()
         for entry in entries:
-            await _close(entry)
-
-
-async def _close(entry: _Entry) -> None:
-    if entry.services is not None:
-        await entry.services.hub.close()
-    await entry.broker.close()
-
-
-def _reader(broker: Broker) -> OpenReader:
-    async def open_reader(destination: Destination, feed: Feed) -> CloseReader:
-        reader = await broker.open_feed(destination, feed)
-        feed.upstream_position = reader.position
-        return reader.close
-
-    return open_reader
+            await entry.broker.close()
 
 
 def _publisher(broker: Broker) -> Publish:

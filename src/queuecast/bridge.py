@@ -83,6 +83,9 @@ class Bridge:
     def reset(self) -> None:
         """What was unacked comes again by itself."""
 
+    def gap(self, reason: str) -> None:
+        """Only a consumer with a queue of its own has gaps."""
+
     def cancelled(self, error: QueuecastError) -> None:
         """The queue is gone: open again when it is back."""
         logger.warning("bridge %s -> %s lost its queue: %s", self._source, self._target, error)

@@ -34,6 +34,9 @@ class DeliverySink(Protocol):
     def reset(self) -> None:
         """Forget what is unacked: the broker connection was lost and it will come again."""
 
+    def gap(self, reason: str) -> None:
+        """Tell that messages may be lost before the next delivery: the queue was made anew."""
+
     def cancelled(self, error: QueuecastError) -> None:
         """Tell that the consumer is over (its queue was deleted, the broker refuses it)."""
 

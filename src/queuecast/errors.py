@@ -8,7 +8,8 @@
     ├── Refused              the policy, an origin check or the broker says no
     │   └── LoginRefused     … to the user and password
     ├── NotFound             no such exchange or queue
-    ├── Conflict             it exists with other properties, or is locked by another session
+    ├── Conflict             it exists with other properties
+    │   └── Locked           … or another session holds it exclusively
     ├── TooLarge             a body, frame or batch over its limit
     ├── LimitExceeded        too many connections, subscriptions, …
     ├── Unsupported          this broker cannot do that
@@ -84,9 +85,13 @@ class NotFound(QueuecastError):
 
 
 class Conflict(QueuecastError):
-    """It exists with other properties, or another session holds it exclusively."""
+    """It exists with other properties, or cannot be made with these."""
 
     code = "conflict"
+
+
+class Locked(Conflict):
+    """Another session holds it exclusively."""
 
 
 class TooLarge(QueuecastError):

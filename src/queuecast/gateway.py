@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .accounts import LINGER, Accounts, BrokerAccounts, EmbeddedAccounts, LoginBroker
+from .accounts import Accounts, BrokerAccounts, EmbeddedAccounts, LoginBroker
 from .aliases import Aliases, concealed
 from .auth.identity import Identity
 from .auth.policy import Policy, Verb
@@ -37,7 +37,7 @@ from .server.loop import LoopRuntime
 from .server.server import Server
 from .server.throttle import Throttle
 from .sessions.idempotency import IdempotencyKeys
-from .sessions.services import Services, SessionLimits
+from .sessions.services import Services, SessionLimits, StompOptions
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,10 @@ class Gateway:
             heartbeat=config.server.heartbeat,
             keys=IdempotencyKeys(
                 runtime, window=config.limits.idempotency, most=config.limits.idempotency_keys
+            ),
+            stomp=StompOptions(
+                binary=config.server.ws_frame == "binary",
+                http_auth=config.server.stomp_http_auth,
             ),
         )
         self.services.alias = aliases.match
@@ -200,11 +204,10 @@ class Gateway:
 
         return BrokerAccounts(
             self.services,
+            self.hub,
             make,
             loopback_users=config.broker.loopback_users,
             default_host=default_virtual_host(config.broker.url),
-            # Its feeds live in it: who comes back meanwhile finds where it was.
-            linger=max(LINGER, config.log.linger),
         )
 
     # -- the broker -----------------------------------------------------------------------

@@ -77,6 +77,7 @@ class DeliveryList:
         self.most = 0
         self.acks_at_once = False
         self.resets = 0
+        self.gaps: list[str] = []
         self.error: QueuecastError | None = None
 
     def deliver(self, delivery: Delivery) -> None:
@@ -89,6 +90,9 @@ class DeliveryList:
     def reset(self) -> None:
         self.resets += 1
         self.outstanding.clear()
+
+    def gap(self, reason: str) -> None:
+        self.gaps.append(reason)
 
     def cancelled(self, error: QueuecastError) -> None:
         self.error = error

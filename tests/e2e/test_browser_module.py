@@ -47,6 +47,10 @@ window.ready = true;
 """
 
 
+def port_of(gw: RunningGateway) -> int:
+    return int(gw.url.rsplit(":", 1)[1])
+
+
 async def show(page: "Page", origin: str) -> None:
     """Open a page of the gateway's origin that has the module."""
     await page.goto(f"{origin}/")
@@ -143,7 +147,10 @@ async def test_without_websockets_it_takes_the_next(
     await show(page, gw.url)
     await page.evaluate(
         """() => {
-          window.WebSocket = class { constructor() { setTimeout(() => this.onclose(), 10); } close() {} };
+          window.WebSocket = class {
+            constructor() { setTimeout(() => this.onclose(), 10); }
+            close() {}
+          };
           window.start({});
         }"""
     )
@@ -191,7 +198,8 @@ async def test_a_publish_is_confirmed_or_says_why_not(
           await window.client.publish(topic, "text");
           await window.client.publish(topic, { a: [1] }, { "content-type": "application/json" });
           await window.client.publish(topic, new Uint8Array([0, 255, 7]));
-          await window.client.publish("/topic/*", "x").catch(({ code }) => window.errors.push(code));
+          await window.client.publish("/topic/*", "x")
+            .catch(({ code }) => window.errors.push(code));
         }""",
         topic,
     )

@@ -359,6 +359,9 @@ def page(node: Node, *arguments: str) -> Iterator[Page]:
     ("client", "version", "host"),
     [
         ("stompjs2", "1.1", "/"),
+        ("webstomp", "1.0", "/"),
+        ("webstomp", "1.1", ""),
+        ("webstomp", "1.2", "127.0.0.1"),
         ("stompjs7", "1.0", ""),
         ("stompjs7", "1.1", "/"),
         ("stompjs7", "1.2", "127.0.0.1"),
@@ -438,11 +441,11 @@ def test_many_sessions_of_a_user_are_two_connections_to_the_broker(rabbit: Rabbi
                 listener.next("RECEIPT")
             mine = [each for each in rabbit.list_connections() if each["user"] == user]
             assert len(mine) == 2
-            running.gateway.services.hub.stats.encodes = 0
+            running.gateway.hub.stats.encodes = 0
             clients[0][0].send("/topic/t", "x")
             for _, listener in clients:
                 assert listener.next("MESSAGE")[1] == "x"
-            assert running.gateway.services.hub.stats.encodes == 1
+            assert running.gateway.hub.stats.encodes == 1
             for each in opened:
                 each.__exit__(None, None, None)
         wait_until(

@@ -126,7 +126,12 @@ class FakeRuntime:
 
     async def sleep(self, delay: float) -> None:
         promise = FakePromise()
-        self.call_later(delay, promise.set_result, None)
+
+        def wake() -> None:
+            if not promise.done():  # else the sleeper was cancelled
+                promise.set_result(None)
+
+        self.call_later(delay, wake)
         await promise
 
     async def within(self, seconds: float, work: Awaitable[T]) -> T:

@@ -74,6 +74,7 @@ class ListDeliveries:
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
         self.resets = 0
+        self.gaps: list[str] = []
         self.error: QueuecastError | None = None
 
     def deliver(self, delivery: Delivery) -> None:
@@ -81,6 +82,9 @@ class ListDeliveries:
 
     def reset(self) -> None:
         self.resets += 1
+
+    def gap(self, reason: str) -> None:
+        self.gaps.append(reason)
 
     def cancelled(self, error: QueuecastError) -> None:
         self.error = error

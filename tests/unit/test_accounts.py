@@ -8,6 +8,7 @@ import pytest
 
 import queuecast.accounts as accounts
 from queuecast.accounts import BrokerAccounts, EmbeddedAccounts
+from queuecast.destination import Destination
 from queuecast.errors import (
     LimitExceeded,
     LoginRefused,
@@ -16,8 +17,10 @@ from queuecast.errors import (
     Refused,
     Unavailable,
 )
+from queuecast.position import LIVE
 from queuecast.sessions.services import Account
 from tests.support.fake_runtime import FakePromise
+from tests.support.fake_session import FakeOutlet, Lines
 from tests.unit.sessions.stomp_rig import House
 
 
@@ -49,6 +52,19 @@ class FakeBroker:
         if self.login[2] == "closed":
             raise Refused("RabbitMQ refused the virtual host")
 
+    ready = True
+    refused = None
+
+    async def check_feed(self, destination: Any) -> None: ...
+
+    async def open_feed(self, destination: Any, sink: Any) -> Any:
+        sink.begin(None)
+        return self.Reader()
+
+    class Reader:
+        def position(self) -> None: ...
+        async def close(self) -> None: ...
+
     async def publish(self, *args: Any, **options: Any) -> None: ...
     async def consume(self, *args: Any, **options: Any) -> None: ...
     async def close(self) -> None:
@@ -75,7 +91,7 @@ class Rig:
         self.runtime = self.house.runtime
         self.brokers = Brokers()
         options.setdefault("default_host", "/")
-        self.accounts = BrokerAccounts(self.house.services, self.brokers, **options)
+        self.accounts = BrokerAccounts(self.house.services, self.house.hub, self.brokers, **options)
 
     def login(
         self,
@@ -168,6 +184,34 @@ def test_an_account_ends_some_time_after_its_last_session() -> None:
     assert rig.brokers.made[0].closed
     rig.login()
     assert len(rig.brokers.made) == 2
+
+
+def test_an_account_that_reads_for_others_outlives_its_sessions() -> None:
+    rig = Rig()
+    first, second = rig.login("a", host="prod"), rig.login("b", host="prod")
+
+    def subscribe(account: Account) -> Any:
+        asked = account.services.hub.subscribe(
+            [Destination.parse("/topic/x")], Lines(), LIVE, FakeOutlet()
+        )
+
+        async def ask() -> Any:
+            return await asked
+
+        return rig.runtime.run(ask())
+
+    subscribe(first).close()
+    kept = subscribe(second)
+    first.leave()
+    rig.pass_time(100)
+    assert [broker.closed for broker in rig.brokers.made] == [False, False]
+    kept.close()
+    second.leave()
+    for _ in range(3):
+        rig.runtime.run(rig.house.hub.sweep())
+        rig.pass_time(61)
+    assert [broker.closed for broker in rig.brokers.made] == [True, True]
+    assert rig.accounts._shared == {}
 
 
 def test_a_password_is_asked_of_the_broker_again_after_a_minute() -> None:

@@ -16,7 +16,7 @@ PACKAGE = SOURCE / "queuecast"
 # The first floor: plain values that import the standard library and each other.
 FLOOR = """
     __init__ errors disconnect message delivery position pattern destination aliases runtime
-    metrics retention
+    metrics paths queuespec retention
 """
 
 # part -> the parts it may import, besides itself and the first floor.
@@ -32,7 +32,8 @@ PARTS = {
     "server": "codecs hub auth sessions config",
     "admin": "codecs hub auth sessions config",
     "bridge": "sessions",
-    "accounts": "brokers hub sessions",
+    "sharing": "brokers hub",
+    "accounts": "brokers hub sessions sharing",
     "demo": "sessions",
     "gateway": "codecs hub brokers auth sessions config server admin bridge accounts demo",
     "testing": "config gateway",

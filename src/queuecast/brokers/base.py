@@ -26,15 +26,18 @@ from ..destination import Destination
 from ..errors import QueuecastError
 from ..message import NO_PROPERTIES, Message, Properties
 from ..position import Mark, Start
+from ..queuespec import PLAIN, BindingSpec, ConsumeSpec, Owner, QueueSpec
 from ..retention import TOPIC_EXCHANGE
 
 __all__ = [
     "DEFAULT_PREFETCH",
     "EXCHANGE_TYPES",
+    "PLAIN",
     "PREDECLARED",
     "TOPIC_EXCHANGE",
     "BindingSpec",
     "Broker",
+    "ConsumeSpec",
     "Consumer",
     "Delivery",
     "DeliverySink",
@@ -42,6 +45,7 @@ __all__ = [
     "FeedReader",
     "FeedSink",
     "HistoryReader",
+    "Owner",
     "Page",
     "QueueSpec",
 ]
@@ -69,32 +73,6 @@ class ExchangeSpec:
     durable: bool = True
     auto_delete: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class BindingSpec:
-    """A binding of a queue to an exchange. arguments: what a headers exchange matches."""
-
-    exchange: str
-    key: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class QueueSpec:
-    """A queue to declare.
-
-    arguments: RabbitMQ's names and units: x-max-length (messages), x-max-length-bytes,
-    x-message-ttl (ms), x-expires (ms), x-dead-letter-exchange, x-dead-letter-routing-key,
-    x-overflow (drop-head | reject-publish | reject-publish-dlx), x-max-priority, x-queue-type.
-    """
-
-    name: str
-    durable: bool = True
-    exclusive: bool = False
-    auto_delete: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    bindings: tuple[BindingSpec, ...] = ()
 
 
 class FeedSink(Protocol):
@@ -237,10 +215,32 @@ class Broker(Protocol):
         sink: DeliverySink,
         *,
         prefetch: int = DEFAULT_PREFETCH,
+        spec: ConsumeSpec = PLAIN,
     ) -> Consumer:
         """Start consuming a queue destination (`/queue/N` is declared when missing).
 
+        With a `spec.queue` that queue is declared, bound and consumed, whatever the destination.
         After a lost connection the consumer is opened again by itself: sink.reset() is called,
-        then deliveries come again. The first delivery never comes before `consume` returned, but
-        may before its awaiter runs again. Raises NotFound, Refused, Conflict, Unavailable.
+        then deliveries come again; where such a queue had to be made anew, sink.gap() comes
+        first. A stream goes on behind what was acked. The first delivery never comes before
+        `consume` returned, but may before its awaiter runs again. Raises NotFound, Refused,
+        Conflict (Locked when another owner or connection holds the queue), Unavailable.
+        """
+
+    async def declare_own(self, queue: QueueSpec, owner: Owner) -> None:
+        """Declare a queue for one session; an exclusive one is that owner's alone.
+
+        Raises Conflict, Locked, Refused, NotFound (an exchange to bind to), Unavailable.
+        """
+
+    async def delete_own(self, name: str, owner: Owner) -> None:
+        """Delete a queue with all that is in it; nothing when it is gone already.
+
+        Raises Locked, Refused, Unavailable.
+        """
+
+    async def release(self, owner: Owner) -> None:
+        """Delete the exclusive queues of a session that is over; its consumers are closed.
+
+        Never raises while the broker is away: they went with the connection.
         """

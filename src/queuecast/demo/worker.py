@@ -91,6 +91,9 @@ class DemoWorker:
         for cancel in jobs.values():
             cancel()
 
+    def gap(self, reason: str) -> None:
+        """Only a consumer with a queue of its own has gaps."""
+
     def cancelled(self, error: QueuecastError) -> None:
         """The queue is gone: open again when it is back."""
         logger.warning("demo: %s", error)

@@ -88,10 +88,10 @@ class Hub:
             self.ticker = Ticker(runtime) if chunk_bytes is None else Ticker(runtime, chunk_bytes)
 
     def branch(self, open_reader: OpenReader) -> Hub:
-        """Return a hub whose feeds are another login's: it shares nothing but the node's bound,
+        """Return a hub whose feeds are read by others: it shares nothing but the node's bound,
         the tick and the sweep.
 
-        Close it when the login is over.
+        Close it when they are gone.
         """
         made = Hub(
             self._runtime,

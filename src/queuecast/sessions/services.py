@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,10 +11,23 @@ from ..auth.policy import Verb
 from ..delivery import Consumer, DeliverySink
 from ..destination import Destination
 from ..errors import QueuecastError, Refused
-from ..hub.hub import Hub
+from ..hub.subscription import Encoding, Outlet, Subscription
 from ..message import Properties
+from ..position import Start
 from ..runtime import Runtime
 from .idempotency import LOST, IdempotencyKeys
+
+
+class Feeds(Protocol):
+    """hub.hub.Hub, as far as sessions need it."""
+
+    def subscribe(
+        self,
+        destinations: Sequence[Destination],
+        encoding: Encoding,
+        start: Start,
+        outlet: Outlet,
+    ) -> Awaitable[Subscription]: ...
 
 
 class Publish(Protocol):
@@ -99,6 +112,17 @@ class SessionLimits:
     login: float = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class StompOptions:
+    """How STOMP is spoken. binary: all WebSocket messages that we send are binary.
+
+    http_auth: a login comes with the HTTP request (Basic), and those in frames are ignored.
+    """
+
+    binary: bool = False
+    http_auth: bool = False
+
+
 @dataclass(slots=True)
 class Services:
     """The house, as a session sees it.
@@ -110,7 +134,7 @@ class Services:
     """
 
     runtime: Runtime
-    hub: Hub
+    hub: Feeds
     publish: Publish
     consume: Consume
     allow: Allow
@@ -122,6 +146,7 @@ class Services:
     compression: bool = False
     keys: IdempotencyKeys | None = None
     heartbeat: float = 25.0
+    stomp: StompOptions = StompOptions()
 
     async def publish_once(
         self,

@@ -146,6 +146,9 @@ class WorkSubscription:
         """The broker connection was lost: what is held will come again."""
         self._forget()
 
+    def gap(self, reason: str) -> None:
+        """Messages may be missing; only protocols that ask for queues of their own are told."""
+
     def cancelled(self, error: QueuecastError) -> None:
         """The consumer is over."""
         self._forget()

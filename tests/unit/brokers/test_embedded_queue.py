@@ -365,7 +365,7 @@ async def test_conflicts_name_both(broker: EmbeddedBroker) -> None:
         ({"x-max-priority": 256}, BadRequest),
         ({"x-dead-letter-routing-key": "k"}, BadRequest),
         ({"x-dead-letter-exchange": 5}, BadRequest),
-        ({"x-queue-type": "stream"}, Unsupported),
+        ({"x-queue-type": "heap"}, Unsupported),
     ],
 )
 async def test_bad_arguments(

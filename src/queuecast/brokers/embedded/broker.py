@@ -28,13 +28,18 @@ from ...pattern import is_pattern
 from ...position import Mark, new_epoch
 from ..base import (
     DEFAULT_PREFETCH,
+    PLAIN,
     TOPIC_EXCHANGE,
+    Consumer,
+    ConsumeSpec,
     DeliverySink,
     ExchangeSpec,
     FeedSink,
+    Owner,
     QueueSpec,
 )
 from ..matching import Index, new_index
+from ..owners import Owners
 from . import death, history
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
@@ -44,7 +49,8 @@ from .feed import Feed
 from .history import History
 from .memory import Memory, weight
 from .queue import Queue
-from .topology import Target, Topology, hint_exchange, hint_queue
+from .stream import Stream, StreamConsumer
+from .topology import AnyQueue, Target, Topology, hint_exchange, hint_queue
 from .turn import Turn
 
 logger = logging.getLogger(__name__)
@@ -116,6 +122,7 @@ class EmbeddedBroker:
             max_bytes=history_bytes,
         )
         self._topology = Topology(self._make_queue, max_queues, self._on_exchange_gone)
+        self._owners = Owners()
         self._feeds: dict[Feed, None] = {}
         self._offset = 0  # given to a message
         self._handed = 0  # … which then all feeds have
@@ -176,9 +183,38 @@ class EmbeddedBroker:
     async def delete_queue(self, name: str) -> None:
         """Delete a queue with all that is in it; its consumers are cancelled. Raises NotFound."""
         self._check_ready()
-        self._topology.drop_queue(name, NotFound(f"queue {name!r} was deleted"))
+        self._drop_queue(name, "was deleted")
 
-    def _make_queue(self, spec: QueueSpec) -> Queue:
+    async def declare_own(self, queue: QueueSpec, owner: Owner) -> None:
+        self._check_ready()
+        self._declare_own(queue, owner)
+
+    def _declare_own(self, queue: QueueSpec, owner: Owner | None) -> None:
+        if owner is not None and owner.gone:
+            raise Unavailable("the session is over")
+        self._owners.check(queue.name, owner)
+        self._topology.declare_queue(queue)
+        if queue.exclusive:
+            self._owners.take(queue.name, owner)
+
+    async def delete_own(self, name: str, owner: Owner) -> None:
+        self._check_ready()
+        self._owners.check(name, owner)
+        if name in self._topology.queues:
+            self._drop_queue(name, "was deleted")
+
+    async def release(self, owner: Owner) -> None:
+        owner.gone = True
+        for name in self._owners.held(owner):
+            self._drop_queue(name, "was its owner's, who left")
+
+    def _drop_queue(self, name: str, why: str) -> None:
+        self._topology.drop_queue(name, NotFound(f"queue {name!r} {why}"))
+        self._owners.drop(name)
+
+    def _make_queue(self, spec: QueueSpec) -> AnyQueue:
+        if spec.is_stream:
+            return Stream(spec, turn=self._turn, memory=self._memory)
         return Queue(
             spec,
             clock=self._clock,
@@ -190,7 +226,7 @@ class EmbeddedBroker:
 
     def _on_unused(self, unused: Queue) -> None:
         if self._topology.queues.get(unused.name) is unused:
-            self._topology.drop_queue(unused.name, NotFound(f"queue {unused.name!r} expired"))
+            self._drop_queue(unused.name, "expired")
 
     def _on_exchange_gone(self, name: str) -> None:
         self._history.forget(name, self._offset)
@@ -249,7 +285,7 @@ class EmbeddedBroker:
                 if isinstance(found, Feed) or not death.is_cycle(found.name, deaths)
             ]
         size = weight(message)
-        queues = sum(1 for found in targets if isinstance(found, Queue))
+        queues = sum(1 for found in targets if not isinstance(found, Feed))
         if queues and not self._memory.has_room(queues * size):
             raise PublishFailed(
                 f"the embedded broker's queues hold {self._memory.used} bytes of at most "
@@ -363,17 +399,30 @@ class EmbeddedBroker:
         sink: DeliverySink,
         *,
         prefetch: int = DEFAULT_PREFETCH,
-    ) -> QueueConsumer:
+        spec: ConsumeSpec = PLAIN,
+    ) -> Consumer:
         self._check_ready()
         if prefetch < 1:
             raise ValueError(f"prefetch is {prefetch}: at least 1")
-        if destination.is_shared:
-            raise Unsupported(f"{destination} is no queue: open a feed")
-        _, name = self._address(destination)
-        if destination.kind is Kind.QUEUE and name not in self._topology.queues:
-            self._topology.declare_queue(QueueSpec(name))
-        consumer = QueueConsumer(self._topology.queue(name), sink, prefetch)
-        self._topology.queue(name).attach(consumer)
+        if spec.queue is not None:
+            name = spec.queue.name
+            self._declare_own(spec.queue, spec.owner)
+        else:
+            if destination.is_shared:
+                raise Unsupported(f"{destination} is no queue: open a feed")
+            _, name = self._address(destination)
+            if destination.kind is Kind.QUEUE and name not in self._topology.queues:
+                self._topology.declare_queue(QueueSpec(name))
+        self._owners.check(name, spec.owner)
+        found = self._topology.queue(name)
+        if isinstance(found, Stream):
+            reader = StreamConsumer(found, sink, prefetch, spec.arguments)
+            found.attach(reader)
+            self._clock.call_later(0, reader.start)
+            return reader
+        priority = spec.arguments.get("x-priority", 0)
+        consumer = QueueConsumer(found, sink, prefetch, priority)
+        found.attach(consumer)
         self._clock.call_later(0, consumer.start)
         return consumer
 

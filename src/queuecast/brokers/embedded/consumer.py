@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 
 from ...errors import QueuecastError
 from ...message import Message
@@ -15,9 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 class QueueConsumer:
-    """One competing consumer; implements base.Consumer."""
+    """One competing consumer; implements base.Consumer.
 
-    def __init__(self, queue: Queue, sink: DeliverySink, prefetch: int) -> None:
+    priority: those with a higher one are served first, while they may take.
+    """
+
+    def __init__(self, queue: Queue, sink: DeliverySink, prefetch: int, priority: int = 0) -> None:
+        self.priority = priority
         self._queue = queue
         self._sink = sink
         self._prefetch = prefetch
@@ -50,11 +55,15 @@ class QueueConsumer:
         message = entry.message
         if entry.redelivered:
             # A message is shared with other queues and feeds, where it is no redelivery.
+            properties = message.properties
+            if self._queue.arguments.counts_deliveries:
+                headers = {**properties.headers, "x-delivery-count": entry.returns}
+                properties = replace(properties, headers=headers)
             message = Message(
                 message.body,
                 message.exchange,
                 message.routing_key,
-                message.properties,
+                properties,
                 True,
                 message.offset,
                 message.lane,

@@ -11,6 +11,7 @@ from ...message import Message
 REJECTED = "rejected"
 EXPIRED = "expired"
 MAXLEN = "maxlen"
+DELIVERY_LIMIT = "delivery_limit"
 
 
 def bury(

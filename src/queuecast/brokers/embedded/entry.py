@@ -13,10 +13,11 @@ class Entry:
     """A message with its place in the queue.
 
     number: the place, given once and kept over every redelivery. expires: when it expires, on
-    the broker's clock. weight: what the memory budget counts for it.
+    the broker's clock. weight: what the memory budget counts for it. returns: how often it came
+    back from a consumer.
     """
 
-    __slots__ = ("expires", "message", "number", "priority", "redelivered", "weight")
+    __slots__ = ("expires", "message", "number", "priority", "redelivered", "returns", "weight")
 
     def __init__(
         self, message: Message, number: int, weight: int, priority: int, expires: float | None
@@ -27,6 +28,7 @@ class Entry:
         self.priority = priority
         self.expires = expires
         self.redelivered = False
+        self.returns = 0
 
 
 class Line:

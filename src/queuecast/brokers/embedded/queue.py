@@ -61,6 +61,7 @@ class Queue:
         self._consumers: dict[QueueConsumer, None] = {}
         self._takers: dict[QueueConsumer, None] = {}  # those that may take now, next one first
         self._had_consumer = False
+        self._ranked = False  # whether any consumer ever had a priority of its own
         self._gone = False
         self._queued = False
         self._timer: Timer | None = None
@@ -114,6 +115,7 @@ class Queue:
         """Add a consumer; it takes from when it is `open_to`."""
         self._consumers[consumer] = None
         self._had_consumer = True
+        self._ranked = self._ranked or consumer.priority != 0
         self.touch()
 
     def open_to(self, consumer: QueueConsumer) -> None:
@@ -152,8 +154,14 @@ class Queue:
 
     def give_back(self, entries: Iterable[Entry]) -> None:
         """Put delivered entries back at their old places, marked redelivered."""
+        limit = self.arguments.delivery_limit
         for entry in entries:
             entry.redelivered = True
+            entry.returns += 1
+            if limit is not None and self.arguments.counts_deliveries and entry.returns > limit:
+                self.settle(entry)
+                self._on_death(self, entry.message, death.DELIVERY_LIMIT)
+                continue
             self.unacked -= 1
             self._lines[entry.priority].give_back(entry)
             self._count_ready(entry, 1)
@@ -230,6 +238,9 @@ class Queue:
                 self._bury(entry, death.EXPIRED)
                 continue
             consumer = next(iter(self._takers))
+            if self._ranked:
+                # The first in the round of those with the highest x-priority.
+                consumer = max(self._takers, key=lambda taker: taker.priority)
             del self._takers[consumer]
             self.unacked += 1
             consumer.hand(entry)

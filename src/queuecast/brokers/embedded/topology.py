@@ -11,12 +11,14 @@ from ...errors import Conflict, LimitExceeded, NotFound, QueuecastError, Refused
 from ..base import EXCHANGE_TYPES, PREDECLARED, BindingSpec, ExchangeSpec, QueueSpec
 from ..matching import Index, frozen, new_index
 from . import exchange, queue
-from .arguments import QueueArguments
+from .arguments import QueueArguments, check_properties
 from .exchange import Exchange
 from .feed import Feed
 from .queue import Queue
+from .stream import Stream
 
-Target = Queue | Feed
+AnyQueue = Queue | Stream
+Target = AnyQueue | Feed
 
 
 class Topology:
@@ -28,14 +30,14 @@ class Topology:
 
     def __init__(
         self,
-        make_queue: Callable[[QueueSpec], Queue],
+        make_queue: Callable[[QueueSpec], AnyQueue],
         max_queues: int,
         on_exchange_gone: Callable[[str], None],
     ) -> None:
         self.exchanges: dict[str, Exchange[Target]] = {
             name: Exchange(ExchangeSpec(name, kind)) for name, kind in PREDECLARED.items()
         }
-        self.queues: dict[str, Queue] = {}
+        self.queues: dict[str, AnyQueue] = {}
         self._make_queue = make_queue
         self._max_queues = max_queues
         self._on_exchange_gone = on_exchange_gone
@@ -47,7 +49,7 @@ class Topology:
             raise NotFound(f"no exchange {name!r}", hint_exchange(name))
         return found
 
-    def queue(self, name: str) -> Queue:
+    def queue(self, name: str) -> AnyQueue:
         """Return a queue; raises NotFound."""
         found = self.queues.get(name)
         if found is None:
@@ -72,7 +74,7 @@ class Topology:
                 f"there: {exchange.describe(present.spec)}; asked for: {exchange.describe(spec)}",
             )
 
-    def declare_queue(self, spec: QueueSpec) -> Queue:
+    def declare_queue(self, spec: QueueSpec) -> AnyQueue:
         """Create a queue unless it is there, and bind it.
 
         Raises NotFound (an exchange), Refused, Conflict, LimitExceeded.
@@ -87,6 +89,7 @@ class Topology:
         if present is None:
             _check_name("queue", spec.name)
             QueueArguments.read(spec.name, spec.arguments)
+            check_properties(spec)
             if len(self.queues) >= self._max_queues:
                 raise LimitExceeded(
                     f"queue {spec.name!r}: there are {self._max_queues} queues already",
@@ -103,7 +106,7 @@ class Topology:
             self._bind(present, binding)
         return present
 
-    def _bind(self, bound: Queue, binding: BindingSpec) -> None:
+    def _bind(self, bound: AnyQueue, binding: BindingSpec) -> None:
         self.exchange(binding.exchange).index.add(binding.key, bound, binding.arguments)
         place = (binding.exchange, binding.key, frozen(binding.arguments))
         bound.bindings[place] = binding

@@ -20,11 +20,14 @@ from ...errors import QueuecastError, Unavailable
 from ...message import NO_PROPERTIES, Properties
 from ..base import (
     DEFAULT_PREFETCH,
+    PLAIN,
     Consumer,
+    ConsumeSpec,
     DeliverySink,
     ExchangeSpec,
     FeedReader,
     FeedSink,
+    Owner,
     QueueSpec,
 )
 from .address import Address
@@ -32,6 +35,7 @@ from .connection import Link
 from .consumers import Consumers
 from .failures import of_channel
 from .feeds import EXPIRES, REBIND, Feeds
+from .ownqueue import OwnQueues
 from .publisher import MAX_UNCONFIRMED, MAX_UNCONFIRMED_BYTES, Publisher
 from .supervisor import LAST_DELAY, Supervisor
 from .topology import Topology
@@ -100,7 +104,10 @@ class RabbitBroker:
             zombie_patience=zombie_patience,
             linger=linger,
         )
-        self._consumers = Consumers(self._consuming, self._topology, patience=patience)
+        self._own = OwnQueues(self._consuming, patience=patience)
+        self._consumers = Consumers(
+            self._consuming, self._topology, self._own.owners, patience=patience
+        )
         self._publisher = Publisher(
             self._publishing,
             self._topology,
@@ -147,6 +154,7 @@ class RabbitBroker:
 
     def _on_consuming_down(self, why: str) -> None:
         self._feeds.on_down(why)
+        self._own.on_down()
         self._consumers.on_down()
 
     async def _on_publishing_up(self, link: Link) -> None:
@@ -167,6 +175,11 @@ class RabbitBroker:
     def ready(self) -> bool:
         """Whether both connections are up."""
         return self._consuming.ready and self._publishing.ready
+
+    @property
+    def refused(self) -> QueuecastError | None:
+        """Why RabbitMQ does not let this login come back, if it does not."""
+        return self._consuming.refused
 
     @property
     def status(self) -> str:
@@ -205,15 +218,32 @@ class RabbitBroker:
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
 
+    async def check_feed(self, destination: Destination) -> None:
+        """Return if this login may read a feed; raises as `open_feed`, and creates nothing."""
+        await self._feeds.check(destination)
+
     async def consume(
         self,
         destination: Destination,
         sink: DeliverySink,
         *,
         prefetch: int = DEFAULT_PREFETCH,
+        spec: ConsumeSpec = PLAIN,
     ) -> Consumer:
         """Start consuming a queue; raises NotFound, Refused, Conflict, Unavailable."""
-        return await self._consumers.open(destination, sink, prefetch)
+        return await self._consumers.open(destination, sink, prefetch, spec)
+
+    async def declare_own(self, queue: QueueSpec, owner: Owner) -> None:
+        """Declare a session's queue; see the broker interface."""
+        await self._own.declare(queue, owner)
+
+    async def delete_own(self, name: str, owner: Owner) -> None:
+        """Delete a queue; see the broker interface."""
+        await self._own.delete(name, owner)
+
+    async def release(self, owner: Owner) -> None:
+        """Delete what is left of a session that is over."""
+        await self._own.release(owner)
 
     async def close(self) -> None:
         """Wait for confirms, give unacked deliveries back, delete our queues, disconnect."""

@@ -117,7 +117,13 @@ class Channel:
         await self.call("basic_qos", prefetch_count=prefetch)
 
     async def consume(
-        self, queue: str, tag: str, on_message: OnMessage, *, exclusive: bool = False
+        self,
+        queue: str,
+        tag: str,
+        on_message: OnMessage,
+        *,
+        exclusive: bool = False,
+        arguments: dict[str, Any] | None = None,
     ) -> None:
         """Start deliveries; never without acks (on a stream that closes the connection)."""
 
@@ -125,7 +131,12 @@ class Channel:
             on_message(deliver, properties, body)
 
         await self.call(
-            "basic_consume", queue, guarded(message), consumer_tag=tag, exclusive=exclusive
+            "basic_consume",
+            queue,
+            guarded(message),
+            consumer_tag=tag,
+            exclusive=exclusive,
+            arguments=arguments,
         )
 
     async def cancel(self, tag: str) -> None:
@@ -301,15 +312,16 @@ class Link:
         return channel
 
     @contextlib.asynccontextmanager
-    async def probe(self) -> AsyncIterator[Channel]:
+    async def probe(self, *, fresh: bool = False) -> AsyncIterator[Channel]:
         """Borrow a channel for calls that may close it, so that they disturb nobody else.
 
+        fresh: one that was never used. RabbitMQ remembers permissions for each channel.
         Raises pika's ChannelClosed out of the block; see failures.of_channel.
         """
         async with self._probes:
             while self._idle and not self._idle[-1].is_open:
                 self._idle.pop()
-            channel = self._idle.pop() if self._idle else await self.channel()
+            channel = self._idle.pop() if self._idle and not fresh else await self.channel()
             clean = False
             try:
                 yield channel

@@ -1,7 +1,8 @@
 """Consumers: one channel each on the consuming connection, with the client's own prefetch.
 
 Acks name tags that this consumer gave out and that are still outstanding; all others are
-ignored here, because RabbitMQ would answer one unknown tag by closing the channel.
+ignored here, because RabbitMQ would answer one unknown tag by closing the channel. A consumer
+may have a queue of its own (ownqueue.py) or a place in a stream (streamplace.py).
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from ...errors import (
     BadRequest,
     Conflict,
     LimitExceeded,
+    Locked,
     NotFound,
     QueuecastError,
     Refused,
     Unsupported,
 )
-from ..base import Delivery, DeliverySink
+from ...queuespec import STREAM_OFFSET
+from ..base import ConsumeSpec, Delivery, DeliverySink
+from ..owners import Owners
 from .connection import Channel, Link
 from .content import to_message
 from .failures import missing_queue, of_channel, reason
+from .ownqueue import OwnQueue, check_owner, field_table
+from .streamplace import StreamPlace
 from .supervisor import Supervisor
 from .topology import Topology, check_queue, ensure_queue
 
@@ -46,16 +52,25 @@ MAX_HELD_BYTES = 4 << 20
 # work queues must not be able to stop everybody's feeds.
 RESERVED_CHANNELS = 256
 
+LOST = "the subscription's queue was lost with the connection to the broker"
+PLACELESS = "the place in the stream was not known yet"
+
+
+_QUEUES = (Kind.QUEUE, Kind.AMQ_QUEUE, Kind.REPLY_QUEUE)
+
 
 class Consumers:
     """All consumers of this node."""
 
-    def __init__(self, supervisor: Supervisor, topology: Topology, *, patience: float) -> None:
+    def __init__(
+        self, supervisor: Supervisor, topology: Topology, owners: Owners, *, patience: float
+    ) -> None:
         self._supervisor = supervisor
         self._topology = topology
         self._patience = patience
         self._all: set[QueueConsumer] = set()
         self._opening = 0
+        self.owners = owners
 
     def on_up(self, link: Link) -> None:
         """Open every consumer again on a new link."""
@@ -68,10 +83,10 @@ class Consumers:
             consumer.on_down()
 
     async def open(
-        self, destination: Destination, sink: DeliverySink, prefetch: int
+        self, destination: Destination, sink: DeliverySink, prefetch: int, spec: ConsumeSpec
     ) -> QueueConsumer:
         """Start a consumer; see the broker interface."""
-        if destination.kind not in (Kind.QUEUE, Kind.AMQ_QUEUE, Kind.REPLY_QUEUE):
+        if spec.queue is None and destination.kind not in _QUEUES:
             raise Unsupported(f"{destination} names no queue")
         if not 1 <= prefetch <= MAX_PREFETCH:
             raise BadRequest(f"prefetch {prefetch}", f"it is 1 to {MAX_PREFETCH}")
@@ -81,7 +96,7 @@ class Consumers:
                 f"the gateway has {len(self._all)} consumers, that is the limit",
                 "raise channel_max in RabbitMQ's configuration",
             )
-        consumer = QueueConsumer(self, self._topology, destination, sink, prefetch)
+        consumer = QueueConsumer(self, self._topology, destination, sink, prefetch, spec)
         self._opening += 1
         try:
             await consumer.open(link)
@@ -114,11 +129,23 @@ class QueueConsumer:
         destination: Destination,
         sink: DeliverySink,
         prefetch: int,
+        spec: ConsumeSpec,
     ) -> None:
         self._consumers = consumers
         self._topology = topology
         self._destination = destination
-        self._queue = destination.name
+        self._queue = destination.name if spec.queue is None else spec.queue.name
+        self._owner = spec.owner
+        self._own = (
+            None if spec.queue is None else OwnQueue(spec.queue, spec.owner, consumers.owners)
+        )
+        # An auto-delete queue goes when its only consumer is cancelled: pausing must not do so.
+        self._stays = spec.queue is not None and spec.queue.auto_delete
+        self._arguments = spec.arguments
+        is_stream = STREAM_OFFSET in spec.arguments or (spec.queue and spec.queue.is_stream)
+        self._place = StreamPlace(spec.arguments) if is_stream else None
+        self._begun = False
+        self._owed: str | None = None  # the reason of a gap, to be told before what comes next
         self._sink = sink
         self._prefetch = prefetch
         self._channel: Channel | None = None
@@ -143,8 +170,17 @@ class QueueConsumer:
 
     async def open(self, link: Link) -> None:
         """Consume on this link; raises NotFound, Refused, Conflict, Unavailable."""
-        if self._destination.kind is Kind.QUEUE:
+        made = False
+        if self._own is not None:
+            made = await self._own.ensure(link)
+        elif self._destination.kind is Kind.QUEUE:
             await ensure_queue(link, self._topology.queue(self._queue))
+        else:
+            await check_owner(link, self._queue, self._owner, self._consumers.owners)
+        if self._begun and self._own is not None and made:
+            self._owed = LOST
+        elif self._begun and self._place is not None and self._place.is_lost:
+            self._owed = PLACELESS
         channel: Channel | None = None
         self._opening = True
         try:
@@ -154,7 +190,7 @@ class QueueConsumer:
             self._base = self._last
             self._channel = channel
             self._tag = None
-            if not self._paused:
+            if not self._paused or self._stays:
                 await self._start(channel)
             if not channel.is_open:
                 if not channel.closed.done():
@@ -165,11 +201,14 @@ class QueueConsumer:
             self._forget()
             if channel is not None and channel.is_open and not channel.raw.is_closing:
                 channel.raw.close()
+            if self._own is not None and made and not self._begun:
+                await self._own.discard(link)
             if isinstance(error, pika.exceptions.AMQPError):
                 raise of_channel(error) from None
             raise
         finally:
             self._opening = False
+        self._begun = True
 
     def _watch(self, channel: Channel) -> None:
         channel.on_closed = lambda why: self._on_channel_closed(channel, why)
@@ -184,16 +223,27 @@ class QueueConsumer:
                 self._take(Delivery(to_message(deliver, properties, body), deliver.delivery_tag))
 
         self._tag = tag
-        await channel.consume(self._queue, tag, on_message)
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            self._guard_sink(self._sink.gap, owed)
+        arguments = self._arguments if self._place is None else self._place.arguments()
+        await channel.consume(self._queue, tag, on_message, arguments=field_table(arguments))
 
     def _take(self, delivery: Delivery) -> None:
         size = len(delivery.message.body)
         waits = self._paused or bool(self._held)
         if self._surplus or (waits and self._held and self._held_bytes + size > MAX_HELD_BYTES):
             self._surplus.append(delivery.tag)
-            self._switch()
+            if not self._stays:
+                self._switch()
+            return
+        if self._place is not None and not self._place.takes(delivery.message):
+            if self._channel is not None:
+                self._channel.ack(delivery.tag)
             return
         delivery.tag += self._base
+        if self._place is not None:
+            self._place.taken(delivery.tag, delivery.message)
         self._last = delivery.tag
         self._outstanding.add(delivery.tag)
         if waits:
@@ -220,6 +270,8 @@ class QueueConsumer:
         self._held.clear()
         self._held_bytes = 0
         self._surplus.clear()
+        if self._place is not None:
+            self._place.void()
 
     # Settling
 
@@ -228,7 +280,7 @@ class QueueConsumer:
         channel = self._channel
         if tag not in self._outstanding or channel is None:
             return False
-        self._outstanding.discard(tag)
+        self._settled(tag)
         channel.ack(tag - self._base)
         return True
 
@@ -237,9 +289,14 @@ class QueueConsumer:
         channel = self._channel
         if tag not in self._outstanding or channel is None:
             return False
-        self._outstanding.discard(tag)
+        self._settled(tag)
         channel.nack(tag - self._base, requeue=requeue)
         return True
+
+    def _settled(self, tag: int) -> None:
+        self._outstanding.discard(tag)
+        if self._place is not None:
+            self._place.settled(tag)
 
     # Pausing
 
@@ -258,9 +315,13 @@ class QueueConsumer:
             delivery = self._held.popleft()
             self._held_bytes -= len(delivery.message.body)
             self._deliver(delivery)
+        if self._stays and not self._paused:
+            self._give_surplus_back()
         self._switch()
 
     def _switch(self) -> None:
+        if self._stays:
+            return
         # A task that has returned but whose callback has not run yet would miss this change.
         if self._switching is None or self._switching.done():
             self._switching = asyncio.get_running_loop().create_task(self._follow())
@@ -298,9 +359,13 @@ class QueueConsumer:
         if tag is not None:
             await channel.cancel(tag)
         if channel is self._channel:
-            surplus, self._surplus = self._surplus, []
-            for each in surplus:
-                channel.nack(each, requeue=True)
+            self._give_surplus_back()
+
+    def _give_surplus_back(self) -> None:
+        surplus, self._surplus = self._surplus, []
+        for each in surplus:
+            if self._channel is not None:
+                self._channel.nack(each, requeue=True)
 
     # Losing and finding
 
@@ -378,9 +443,12 @@ class QueueConsumer:
             except (NotFound, Refused) as error:
                 self._end(error)
                 return
-            except Conflict as error:
+            except Locked as error:
                 # An exclusive holder, often our own old connection, may go away.
                 log.info("the consumer of queue %r waits: %s", self._queue, error)
+            except Conflict as error:
+                self._end(error)
+                return
             except QueuecastError as error:
                 log.info("the consumer of queue %r: %s", self._queue, error)
             await asyncio.sleep(delay)

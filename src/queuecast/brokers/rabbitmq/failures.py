@@ -18,6 +18,7 @@ from ...errors import (
     BadRequest,
     ConfigError,
     Conflict,
+    Locked,
     LoginRefused,
     NotFound,
     QueuecastError,
@@ -61,7 +62,7 @@ def of_channel(error: BaseException, exchange: str | None = None) -> QueuecastEr
     code, text = error.reply_code, plain(error.reply_text)
     if code == ACCESS_REFUSED:
         if "exclusive use" in text:
-            return Conflict(text)
+            return Locked(text)
         return Refused(text)
     if code == NOT_FOUND:
         if exchange and "no exchange" in text:
@@ -69,7 +70,7 @@ def of_channel(error: BaseException, exchange: str | None = None) -> QueuecastEr
         queue = _QUEUE.search(text)
         return missing_queue(queue[1]) if queue else NotFound(text)
     if code == RESOURCE_LOCKED:
-        return Conflict(text)
+        return Locked(text)
     if code == PRECONDITION_FAILED:
         return Conflict(text)
     if isinstance(error, pika.exceptions.ChannelClosedByClient):

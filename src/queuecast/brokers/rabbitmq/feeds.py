@@ -8,15 +8,20 @@ type the broker will not tell gets a queue per destination.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+
+import pika.exceptions
 
 from ...destination import Destination, Kind
 from ...errors import QueuecastError, Refused, Unavailable, Unsupported
 from ..base import TOPIC_EXCHANGE, FeedReader, FeedSink
 from .canary import Canary
 from .connection import Link
+from .failures import of_channel
 from .feedqueue import FeedQueue
 from .supervisor import Supervisor
 from .topology import Topology
@@ -98,13 +103,7 @@ class Feeds:
 
     async def open(self, destination: Destination, sink: FeedSink) -> FeedReader:
         """Open a feed; see the broker interface."""
-        match destination.kind:
-            case Kind.TOPIC:
-                exchange, key = TOPIC_EXCHANGE, destination.name
-            case Kind.EXCHANGE:
-                exchange, key = destination.name, destination.pattern
-            case _:
-                raise Unsupported(f"{destination} is no feed", "a feed is /topic or /exchange")
+        exchange, key = _address(destination)
         link = await self._supervisor.wait(self._patience)
         kind = await self.topology.exchange_type(link, exchange)
         if self._closing:
@@ -126,6 +125,33 @@ class Feeds:
             await reader.close()
             raise
         return reader
+
+    async def check(self, destination: Destination) -> None:
+        """Return if the broker lets this login listen to a destination, as a feed would.
+
+        It decides by a queue of our own: declaring one takes configure, binding it write on it
+        and read on the exchange and the key, purging it read on it. Raises as `open`.
+        """
+        exchange, key = _address(destination)
+        link = await self._supervisor.wait(self._patience)
+        name = f"{self.prefix}.probe.{secrets.token_hex(8)}"
+        declared = False
+        try:
+            async with link.probe(fresh=True) as channel:
+                await channel.call(
+                    "queue_declare", name, exclusive=True, arguments={"x-expires": self.expires}
+                )
+                declared = True
+                await channel.call("queue_bind", name, exchange, key)
+                await channel.call("queue_purge", name)
+                await channel.call("queue_delete", name)
+                declared = False
+        except pika.exceptions.AMQPError as error:
+            raise of_channel(error, exchange) from None
+        finally:
+            if declared and link.is_open and not self._closing:
+                # The refusal closed the channel; exclusive queues stay until the connection ends.
+                self._spawn(_delete(link, name), "probe queue")
 
     def on_empty(self, queue: FeedQueue) -> None:
         """Delete a queue some time after its last binding went."""
@@ -276,3 +302,20 @@ class Feeds:
         if link is not None and link.is_open:
             for canary in self._canaries:
                 await canary.remove(link)
+
+
+def _address(destination: Destination) -> tuple[str, str]:
+    """Return the exchange and the routing key or pattern of a feed; raises Unsupported."""
+    match destination.kind:
+        case Kind.TOPIC:
+            return TOPIC_EXCHANGE, destination.name
+        case Kind.EXCHANGE:
+            return destination.name, destination.pattern
+        case _:
+            raise Unsupported(f"{destination} is no feed", "a feed is /topic or /exchange")
+
+
+async def _delete(link: Link, name: str) -> None:
+    with contextlib.suppress(QueuecastError, pika.exceptions.AMQPError):
+        async with link.probe() as channel:
+            await channel.call("queue_delete", name)

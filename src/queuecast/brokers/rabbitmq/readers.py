@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...errors import QueuecastError
+from ...errors import QueuecastError, Refused
 from ...message import Message
 from ..base import FeedSink
 from ..matching import Index, new_index
@@ -143,7 +143,10 @@ class Readers:
             reader.opened.set_result(None)
 
     def refuse(self, error: QueuecastError, keys: Sequence[str] | None = None) -> None:
-        """Fail those who wait for these bindings (all); those who had one wait for its return."""
+        """Fail those who wait for these bindings (all).
+
+        Those who had one wait for its return, unless it is ours no more to have.
+        """
         for key in list(self._bindings) if keys is None else keys:
             binding = self._bindings.get(key)
             if binding is None:
@@ -153,6 +156,9 @@ class Readers:
                 reader.closed = True
                 if not reader.opened.done():
                     reader.opened.set_exception(error)
+            if isinstance(error, Refused) and not binding.bound:
+                for reader in list(binding.readers):
+                    self._end(reader, error)
             if not binding.readers:
                 self._stale.add(key)
 

@@ -8,7 +8,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
-from ...errors import QueuecastError, Unavailable
+from ...errors import NotFound, QueuecastError, Refused, Unavailable
 from .address import Address
 from .connection import Link
 from .failures import reason
@@ -60,6 +60,8 @@ class Supervisor:
         self._closing = False
         self.link: Link | None = None
         self.status = "not started"
+        # Why the broker did not let us come back, at the last attempt.
+        self.refused: QueuecastError | None = None
 
     @property
     def user(self) -> str:
@@ -97,6 +99,7 @@ class Supervisor:
         if not link.is_open:
             raise Unavailable("the connection was lost while it was set up")
         self.link = link
+        self.refused = None
         self.status = "connected"
         self._up.set()
 
@@ -134,6 +137,7 @@ class Supervisor:
             await self._bring_up(link)
         except QueuecastError as error:
             self.status = str(error)
+            self.refused = error if isinstance(error, (Refused, NotFound)) else None
             return None
         except Exception as error:
             # A defect in setting up must not end the reconnecting.

@@ -51,7 +51,7 @@ class Topology:
             await _declare_exchange(link, exchange)
             self._exchanges[exchange.name] = exchange
         for queue in queues:
-            await _declare_queue(link, queue)
+            await declare_queue(link, queue)
             self._queues[queue.name] = queue
 
     async def repeat(self, link: Link) -> None:
@@ -66,7 +66,7 @@ class Topology:
                 log.error("exchange %r cannot be declared again: %s", exchange.name, error)
         for queue in list(self._queues.values()):
             try:
-                await _declare_queue(link, queue)
+                await declare_queue(link, queue)
             except QueuecastError as error:
                 if not link.is_open:
                     raise
@@ -156,7 +156,8 @@ async def _declare_exchange(link: Link, spec: ExchangeSpec) -> None:
         raise _conflict(error, "exchange", spec.name, _exchange_words(spec)) from None
 
 
-async def _declare_queue(link: Link, spec: QueueSpec) -> None:
+async def declare_queue(link: Link, spec: QueueSpec) -> None:
+    """Declare and bind a queue; raises Conflict, Locked, Refused, NotFound, Unavailable."""
     try:
         async with link.probe() as channel:
             await channel.call(
@@ -189,7 +190,7 @@ def _conflict(error: BaseException, kind: str, name: str, wanted: str) -> Queuec
     ):
         return Conflict(
             f"{kind} {name!r} exists with other properties: {plain(error.reply_text)}",
-            f"configured is {wanted}",
+            f"asked for is {wanted}",
         )
     return of_channel(error)
 
@@ -213,7 +214,7 @@ async def ensure_queue(link: Link, spec: QueueSpec) -> None:
     try:
         await check_queue(link, spec.name)
     except NotFound:
-        await _declare_queue(link, spec)
+        await declare_queue(link, spec)
 
 
 async def check_queue(link: Link, name: str) -> tuple[int, int]:

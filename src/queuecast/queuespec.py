@@ -1,0 +1,88 @@
+"""What a queue and a consumer on it are asked to be.
+
+Brokers declare them and sessions describe them, so they stand on the lowest floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# RabbitMQ's names of what decides more than a property of the queue.
+QUEUE_TYPE = "x-queue-type"
+STREAM_OFFSET = "x-stream-offset"
+STREAM_STARTS = ("first", "last", "next")
+
+
+class Owner:
+    """Whose exclusive queues are: one session. Broker connections are shared, so that the broker
+    itself cannot tell its sessions apart.
+
+    gone: the session is over, and what is declared for it from now on is nobody's.
+    """
+
+    __slots__ = ("gone",)
+
+    def __init__(self) -> None:
+        self.gone = False
+
+
+@dataclass(frozen=True, slots=True)
+class BindingSpec:
+    """A binding of a queue to an exchange. arguments: what a headers exchange matches."""
+
+    exchange: str
+    key: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """A queue to declare.
+
+    arguments: RabbitMQ's names and units: x-max-length (messages), x-max-length-bytes,
+    x-message-ttl (ms), x-expires (ms), x-dead-letter-exchange, x-dead-letter-routing-key,
+    x-overflow (drop-head | reject-publish | reject-publish-dlx), x-max-priority, x-queue-type
+    (classic | quorum | stream); of a stream x-max-age ("7D", units Y M D h m s),
+    x-stream-max-segment-size-bytes, x-stream-filter-size-bytes.
+    """
+
+    name: str
+    durable: bool = True
+    exclusive: bool = False
+    auto_delete: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    bindings: tuple[BindingSpec, ...] = ()
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it keeps its messages for everybody, at offsets."""
+        return self.arguments.get(QUEUE_TYPE) == "stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Timestamp:
+    """A moment as AMQP has it. seconds: Unix time."""
+
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumeSpec:
+    """What a consumer asks for beside its destination.
+
+    queue: declared and bound before it is consumed, and again after a lost connection; its name
+    takes the place of the destination's. None: what the destination names.
+    arguments: the consumer's own: x-priority (higher is served first), x-stream-offset ("first",
+    "last", "next", an offset or a Timestamp), x-stream-filter (list of texts),
+    x-stream-match-unfiltered.
+    owner: who may use the exclusive queues that this owner declared.
+    """
+
+    queue: QueueSpec | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    owner: Owner | None = None
+
+
+PLAIN = ConsumeSpec()
