@@ -37,6 +37,7 @@ from .queuespec import PLAIN, ConsumeSpec
 from .server.loop import LoopRuntime
 from .server.server import Server
 from .server.throttle import Throttle
+from .sessions.idempotency import IdempotencyKeys
 from .sessions.services import Services, SessionLimits, StompOptions
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,10 @@ class Gateway:
             ),
             retry=config.server.retry,
             compression=config.server.compression,
+            heartbeat=config.server.heartbeat,
+            keys=IdempotencyKeys(
+                runtime, window=config.limits.idempotency, most=config.limits.idempotency_keys
+            ),
             stomp=StompOptions(
                 binary=config.server.ws_frame == "binary",
                 http_auth=config.server.stomp_http_auth,

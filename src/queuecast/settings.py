@@ -171,6 +171,13 @@ class LimitsConfig(_Table, frozen=True, kw_only=True):
     publishes: Annotated[
         int, option("Publishes of one connection that await their confirm.", ge=1)
     ] = 100
+    idempotency: Annotated[
+        float,
+        option("How long an idempotency key is remembered; 0 is not at all.", kind="duration"),
+    ] = 600.0
+    idempotency_keys: Annotated[
+        int, option("Idempotency keys remembered; the oldest go first.", ge=1)
+    ] = 100_000
 
 
 class LogConfig(_Table, frozen=True, kw_only=True):

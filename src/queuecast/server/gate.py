@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 Cors = tuple[tuple[str, str], ...]
 
 _DESTINATION = re.compile(r"(?:^|&)destination=")
+# A WebSocket without a path of its own is STOMP unless its query says otherwise.
+_PLAIN = re.compile(r"(?:^|&)(?:destination|envelope)=")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)")
 
 _HOSTS = ("host", "x-forwarded-host")
@@ -79,7 +81,7 @@ class Gate:
         prefix = self._prefix
         if prefix and (path == prefix or path.startswith(prefix + "/")):
             path = path[len(prefix) :] or "/"
-        if self._paths.is_websocket(path, plain=bool(_DESTINATION.search(query))):
+        if self._paths.is_websocket(path, plain=bool(_PLAIN.search(query))):
             return Route("stomp", "")
         for verb in _VERBS:
             if path.startswith(f"/{verb}") and path[len(verb) + 1 : len(verb) + 2] in ("", "/"):
@@ -153,6 +155,7 @@ class Gate:
             self._services.resolve,
             limit=self._services.limits.subscriptions,
             cors=cors,
+            may_begin_empty=route.verb == "ws",
         )
 
     def _report(self, error: QueuecastError) -> None:

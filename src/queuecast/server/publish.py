@@ -27,6 +27,7 @@ from ..errors import (
     TooLarge,
 )
 from ..message import Properties
+from ..sessions.idempotency import HEADER
 from ..sessions.publishing import (
     NAMES,
     application_headers,
@@ -44,6 +45,9 @@ _HEADER = "header."
 _NOT_IN_QUERY = frozenset(("content-type",))
 _RESERVED = frozenset(("token",))
 _ENTRY = frozenset(("destination", "body", "base64", "headers", "mandatory"))
+
+# Room for the number of a message in a batch.
+_MAX_KEY = 240
 
 Entry = tuple[Destination, bytes, Properties, bool | None]
 
@@ -80,7 +84,11 @@ class Publisher:
             if value is not None and getattr(properties, field) is None:
                 setattr(properties, field, short_text(header, value))
         body = await self._read(request, self._services.limits.message, "limits.message")
-        await self._services.publish(destination, body, properties, mandatory=mandatory)
+        if (key := _key(request)) is not None:
+            properties.headers = {**properties.headers, HEADER: key}
+        await self._services.publish_once(
+            identity, destination, body, properties, mandatory=mandatory
+        )
         return {"published": destination.shown}
 
     async def batch(self, request: web.BaseRequest, identity: Identity) -> dict[str, Any]:
@@ -92,10 +100,16 @@ class Publisher:
             raise BadRequest("a batch is plain JSON, without Content-Encoding")
         raw = await self._read(request, self._limits.batch, "limits.batch")
         entries = self._entries(identity, raw)
+        if (key := _key(request)) is not None:
+            for index, (_, _, properties, _) in enumerate(entries):
+                # The batch's key, where a message has none of its own.
+                properties.headers = {HEADER: f"{key}/{index}", **properties.headers}
         # Started in order, confirmed together: a broker keeps the order of calls.
         outcomes = await asyncio.gather(
             *(
-                self._services.publish(destination, body, properties, mandatory=mandatory)
+                self._services.publish_once(
+                    identity, destination, body, properties, mandatory=mandatory
+                )
                 for destination, body, properties, mandatory in entries
             ),
             return_exceptions=True,
@@ -194,6 +208,18 @@ class Publisher:
             raise BadRequest(f"malformed body: {error}") from None
         finally:
             self._uploading -= size
+
+
+def _key(request: web.BaseRequest) -> str | None:
+    """Return the request's Idempotency-Key, which may be quoted (RFC 8941 section 3.3.3)."""
+    key = request.headers.get(HEADER)
+    if key is None:
+        return None
+    if len(key) >= 2 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not 1 <= len(key) <= _MAX_KEY or not key.isascii():
+        raise BadRequest(f"Idempotency-Key has 1 to {_MAX_KEY} characters of ASCII")
+    return key
 
 
 async def _continue(request: web.BaseRequest) -> None:

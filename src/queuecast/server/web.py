@@ -22,6 +22,7 @@ from ..disconnect import for_error
 from ..errors import QueuecastError, Unavailable
 from ..sessions.poll import poll
 from ..sessions.services import Services
+from . import browser
 from .connection import Connections
 from .gate import GUARDED, Cors, Gate, Route, split_target
 from .handler import Handler, Server, Taken
@@ -202,7 +203,9 @@ class Web:
         return _json({"ready": ready, "status": status}, 200 if ready else 503)
 
     def _show(self, path: str) -> web.Response:
-        found = self._page(path) if self._page is not None else None
+        found = browser.module(path)
+        if found is None and self._page is not None:
+            found = self._page(path)
         if found is not None:
             kind, body = found
             return web.Response(

@@ -82,6 +82,11 @@ class Commands:
         for destination, subscription in self._named.items():
             self._answer_subscribed(destination, subscription)
 
+    def beat(self) -> None:
+        """Give a sign of life that scripts can see, which pings are not, and say when to expect
+        the next: seconds."""
+        self._session.send_json({"heartbeat": self._session.services.heartbeat})
+
     def tell_positions(self) -> None:
         """Give the client its present positions (the heartbeat's part)."""
         for destination, subscription in self._named.items():

@@ -65,7 +65,7 @@ class PublishingSession(Session):
     ) -> None:
         try:
             self.check_publish(destination, body)
-            await self.services.publish(destination, body, properties)
+            await self.services.publish_once(self.identity, destination, body, properties)
         except QueuecastError as error:
             answer(error)
         except Exception:

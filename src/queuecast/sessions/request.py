@@ -58,18 +58,21 @@ def parse_subscribe(
     limit: int,
     identity: Identity = ANONYMOUS,
     cors: tuple[tuple[str, str], ...] = (),
+    may_begin_empty: bool = False,
 ) -> SubscribeRequest:
     """Read a subscription from a URL.
 
     path: what follows the verb, raw ("" or "/" when the destinations are in the query).
     query: raw. headers: lower-case names. resolve: the destination of a text, aliases expanded.
-    limit: destinations per connection. Raises BadRequest and its kin, LimitExceeded.
+    limit: destinations per connection. may_begin_empty: with an envelope, no destination is
+    needed, the client subscribes later. Raises BadRequest and its kin, LimitExceeded.
     """
     parameters = parse_query(query)
     names = list(parameters.get("destination", ()))
     if path not in ("", "/"):
         names.insert(0, path_text(path))
-    if not names:
+    envelope = _choice(parameters, "envelope", "json")
+    if not names and not (envelope and may_begin_empty):
         raise BadRequest(
             "no destination given", "write /sse/topic/prices, or ?destination=/topic/prices"
         )
@@ -83,12 +86,12 @@ def parse_subscribe(
         Start.parse(
             headers.get("last-event-id") or one(parameters, "since"), one(parameters, "last")
         ),
-        _choice(parameters, "envelope", "json"),
+        envelope,
         _choice(parameters, "ack", "client", also="auto"),
         parse_prefetch(one(parameters, "prefetch")),
         identity,
         cors,
-        in_path=len(parameters.get("destination", ())) == 0,
+        in_path=bool(names) and not parameters.get("destination"),
         verdict="application/json" in headers.get("accept", ""),
     )
 

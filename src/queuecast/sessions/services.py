@@ -10,12 +10,13 @@ from ..auth.identity import Identity
 from ..auth.policy import Verb
 from ..delivery import Consumer, DeliverySink
 from ..destination import Destination
-from ..errors import Refused, Unsupported
+from ..errors import QueuecastError, Refused, Unsupported
 from ..hub.subscription import Encoding, Outlet, Subscription
 from ..message import Properties
 from ..position import Start
 from ..queuespec import PLAIN, ConsumeSpec, Owner, QueueSpec
 from ..runtime import Runtime
+from .idempotency import LOST, IdempotencyKeys
 
 
 class Feeds(Protocol):
@@ -154,7 +155,8 @@ class Services:
 
     resolve: the destination of a URL's path. alias: what an alias stands for, None for all else.
     retry: milliseconds, the SSE reconnection time. compression: whether WebSockets may negotiate
-    permessage-deflate. queues: where sessions declare queues of their own.
+    permessage-deflate. queues: where sessions declare queues of their own. keys: what makes
+    publishes idempotent, None for nothing. heartbeat: seconds between two signs of life on a push connection.
     """
 
     runtime: Runtime
@@ -168,8 +170,37 @@ class Services:
     alias: Callable[[str], Destination | None] = lambda path: None
     login: Login = no_login
     compression: bool = False
+    keys: IdempotencyKeys | None = None
+    heartbeat: float = 25.0
     stomp: StompOptions = StompOptions()
     queues: Queues = field(default_factory=NoQueues)
+
+    async def publish_once(
+        self,
+        identity: Identity,
+        destination: Destination,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool | None = None,
+    ) -> None:
+        """Publish for a client, once for each idempotency key; raises what `publish` does."""
+        keys = self.keys
+        place = keys.place(identity, destination, properties) if keys is not None else None
+        if keys is None or place is None:
+            await self.publish(destination, body, properties, mandatory=mandatory)
+            return
+        if not await keys.admit(place, body):
+            return
+        error: QueuecastError | None = LOST
+        try:
+            await self.publish(destination, body, properties, mandatory=mandatory)
+            error = None
+        except QueuecastError as caught:
+            error = caught
+            raise
+        finally:
+            keys.settle(place, error)
 
 
 class Transport(Protocol):

@@ -63,7 +63,7 @@ class WebSocketSession(OrderedSession[frames.Event]):
         parser = frames.WebSocketParser if extension is None else DeflateParser
         self._parser = parser(limits.message if bare else limits.frame)
         self._request: tuple[SubscribeRequest, str, str | None] | None = (request, key, extension)
-        self._target = request.destinations[0]
+        self._target = request.destinations[0] if bare else None
         self._commands: Commands | None = None
         self._open = False
 
@@ -103,6 +103,8 @@ class WebSocketSession(OrderedSession[frames.Event]):
         self._open = True
         if self._commands is not None:
             self._commands.announce()
+            if not request.destinations:
+                self._commands.beat()  # it needs an answer too: it is open
         for subscription in self.subscriptions:
             subscription.flow()
         for work in self.work:
@@ -176,6 +178,7 @@ class WebSocketSession(OrderedSession[frames.Event]):
                 self.disconnect(BAD_REQUEST.because("an envelope is not nested that deeply"))
             return
         body = data.encode() if isinstance(data, str) else data
+        assert self._target is not None
         self.publish(self._target, body, Properties(persistent=True), self._published)
 
     def _published(self, error: QueuecastError | None) -> None:
@@ -197,6 +200,7 @@ class WebSocketSession(OrderedSession[frames.Event]):
             return
         super().heartbeat(now)
         if self._commands is not None and not (self.leaving or self.paused):
+            self._commands.beat()
             self._commands.tell_positions()
 
     def disconnect(self, reason: Disconnect) -> None:
