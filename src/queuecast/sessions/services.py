@@ -156,7 +156,8 @@ class Services:
     resolve: the destination of a URL's path. alias: what an alias stands for, None for all else.
     retry: milliseconds, the SSE reconnection time. compression: whether WebSockets may negotiate
     permessage-deflate. queues: where sessions declare queues of their own. keys: what makes
-    publishes idempotent, None for nothing. heartbeat: seconds between two signs of life on a push connection.
+    publishes idempotent, None for nothing. heartbeat: seconds between two signs of life on a push
+    connection.
     """
 
     runtime: Runtime
