@@ -17,11 +17,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from .aliases import concealed
-from .brokers.base import Broker
+from .brokers.base import Broker, HistoryReader
 from .delivery import Consumer, DeliverySink
 from .destination import Destination
 from .errors import LimitExceeded, LoginRefused, NotFound, QueuecastError, Refused, Unavailable
-from .hub.hub import Hub
+from .hub.feed import Feed
+from .hub.hub import CloseReader, Hub, OpenReader
 from .message import Properties
 from .queuespec import PLAIN, ConsumeSpec
 from .runtime import Promise
@@ -301,6 +302,19 @@ class BrokerAccounts:
             await shared.close()
         for entry in entries:
             await entry.broker.close()
+
+
+def reader_of(broker: Broker) -> OpenReader:
+    """Return how a hub opens its feeds at a broker."""
+
+    async def open_reader(destination: Destination, feed: Feed) -> CloseReader:
+        reader = await broker.open_feed(destination, feed)
+        feed.upstream_position = reader.position
+        if isinstance(reader, HistoryReader):
+            feed.past = reader
+        return reader.close
+
+    return open_reader
 
 
 def _publisher(broker: Broker) -> Publish:

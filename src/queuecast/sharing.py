@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from .brokers.base import FeedReader, FeedSink
+from .brokers.base import FeedReader, FeedSink, HistoryReader
 from .destination import Destination
 from .errors import QueuecastError, Refused, Unavailable
 from .hub.feed import Feed
@@ -297,6 +297,7 @@ class Relay:
                 raise
             self._member, self._reader = member, reader
             self._feed.upstream_position = reader.position
+            self._feed.past = reader if isinstance(reader, HistoryReader) else None
             return
         raise error
 
@@ -342,6 +343,10 @@ class Relay:
     def gap(self, reason: str, start: Sequence[Mark] | None = None) -> None:
         """Tell of lost messages."""
         self._feed.gap(reason, start)
+
+    def widen(self, marks: Sequence[Mark]) -> None:
+        """Add lanes."""
+        self._feed.widen(marks)
 
     def fail(self, error: QueuecastError) -> None:
         """The reader is over: somebody else reads on if the right was all that was missing."""
