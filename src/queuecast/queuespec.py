@@ -5,14 +5,21 @@ Brokers declare them and sessions describe them, so they stand on the lowest flo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from .errors import BadRequest
 
 # RabbitMQ's names of what decides more than a property of the queue.
 QUEUE_TYPE = "x-queue-type"
 STREAM_OFFSET = "x-stream-offset"
 STREAM_STARTS = ("first", "last", "next")
+MAX_AGE = "x-max-age"
+
+_AGE = re.compile(r"([0-9]{1,9})([YMDhms])")
+_AGE_UNITS = {"Y": 31_536_000, "M": 2_592_000, "D": 86_400, "h": 3600, "m": 60, "s": 1}
 
 
 class Owner:
@@ -86,3 +93,20 @@ class ConsumeSpec:
 
 
 PLAIN = ConsumeSpec()
+
+
+def read_age(queue: QueueSpec) -> float | None:
+    """Return a queue's x-max-age in seconds, None without one; raises BadRequest.
+
+    RabbitMQ 3.10 and 4.0 close the whole connection, which sessions share, over another text.
+    """
+    value = queue.arguments.get(MAX_AGE)
+    if value is None:
+        return None
+    found = _AGE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise BadRequest(
+            f"queue {queue.name!r}: {MAX_AGE} is {str(value)[:32]!r}",
+            "a number and one of Y, M, D, h, m, s",
+        )
+    return float(found[1]) * _AGE_UNITS[found[2]]

@@ -86,8 +86,9 @@ async def test_a_transient_queue_is_one_owner_s(broker: Broker, open_own: Open, 
     assert await sink.got(2) == [b"1", b"2"]
     assert [each.message.exchange for each in sink.deliveries] == ["amq.topic", ""]
     for refused in (transient(name, other), ConsumeSpec(owner=other), ConsumeSpec()):
-        with pytest.raises(Locked):
-            await open_own(refused, f"/amq/queue/{name}")
+        for at in (f"/amq/queue/{name}", f"/queue/{name}", f"/reply-queue/{name}"):
+            with pytest.raises(Locked):
+                await open_own(refused, at)
     with pytest.raises(Locked):
         await broker.delete_own(name, other)
     with pytest.raises(Locked):

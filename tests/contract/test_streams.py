@@ -9,7 +9,7 @@ import pytest
 
 from queuecast.brokers.base import BindingSpec, Broker, ConsumeSpec, Owner, QueueSpec
 from queuecast.destination import Destination
-from queuecast.errors import Conflict
+from queuecast.errors import BadRequest, Conflict
 from queuecast.message import Properties
 from queuecast.queuespec import Timestamp
 from tests.contract.sinks import DeliveryList
@@ -142,6 +142,21 @@ async def test_a_stream_offset_needs_a_stream(broker: Broker, name: str) -> None
     with pytest.raises(Conflict, match="x-stream-offset"):
         await broker.consume(D(f"/amq/queue/{name}"), DeliveryList(), spec=spec)
     await broker.release(owner)
+
+
+@pytest.mark.parametrize("age", ["", "soon", "1", "-1s", "1d"])
+async def test_a_wrong_age_disturbs_nobody(broker: Broker, name: str, age: str) -> None:
+    bystander = DeliveryList()
+    owner = Owner()
+    spec = ConsumeSpec(QueueSpec(name, durable=False, exclusive=True), owner=owner)
+    bystander.consumer = await broker.consume(D(f"/amq/queue/{name}"), bystander, spec=spec)
+    wrong = QueueSpec(f"{name}-s", arguments={"x-queue-type": "stream", "x-max-age": age})
+    with pytest.raises(BadRequest, match="x-max-age"):
+        await broker.declare_own(wrong, owner)
+    await broker.publish(D(f"/amq/queue/{name}"), b"well")
+    assert await bystander.got(1) == [b"well"]
+    assert bystander.resets == 0
+    await closed(bystander)
 
 
 @pytest.mark.parametrize("unfiltered", [False, True])

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import BadRequest, Conflict, Unsupported
-from ...queuespec import QUEUE_TYPE, QueueSpec
+from ...queuespec import QUEUE_TYPE, QueueSpec, read_age
 
 _OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
 _MAX_PRIORITY = 255
 _MAX_MS = 2**32 - 1  # RabbitMQ's bound on times, about 50 days
 _TYPES = ("classic", "quorum", "stream")
-_AGE = re.compile(r"([0-9]{1,9})([YMDhms])")
-_AGE_UNITS = {"Y": 31_536_000, "M": 2_592_000, "D": 86_400, "h": 3600, "m": 60, "s": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +27,6 @@ class QueueArguments:
     dead_letter_key: str | None = None
     overflow: str = "drop-head"
     max_priority: int = 0
-    max_age: float | None = None
     delivery_limit: int | None = None
     counts_deliveries: bool = False
 
@@ -68,14 +64,14 @@ class QueueArguments:
             dead_letter_key=key,
             overflow=overflow,
             max_priority=_number(queue, arguments, "x-max-priority", 0, _MAX_PRIORITY) or 0,
-            max_age=_age(queue, _text(queue, arguments, "x-max-age")),
             delivery_limit=_number(queue, arguments, "x-delivery-limit", 0),
             counts_deliveries=kind == "quorum",
         )
 
 
 def check_properties(spec: QueueSpec) -> None:
-    """Raise Conflict for what RabbitMQ's quorum queues and streams cannot be."""
+    """Raise Conflict for what RabbitMQ's quorum queues and streams cannot be, BadRequest."""
+    read_age(spec)
     kind = spec.arguments.get(QUEUE_TYPE)
     if kind not in ("quorum", "stream"):
         return
@@ -84,17 +80,6 @@ def check_properties(spec: QueueSpec) -> None:
         wrong = "transient"
     if wrong:
         raise Conflict(f"queue {spec.name!r}: a {kind} queue cannot be {wrong}")
-
-
-def _age(queue: str, text: str | None) -> float | None:
-    if text is None:
-        return None
-    found = _AGE.fullmatch(text)
-    if found is None:
-        raise BadRequest(
-            f"queue {queue!r}: x-max-age is {text[:32]!r}", "a number and one of Y, M, D, h, m, s"
-        )
-    return float(found[1]) * _AGE_UNITS[found[2]]
 
 
 def read_expiration(text: str | None) -> float | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ...errors import BadRequest, QueuecastError
 from ...message import Message
-from ...queuespec import STREAM_OFFSET, BindingSpec, QueueSpec, Timestamp
+from ...queuespec import STREAM_OFFSET, BindingSpec, QueueSpec, Timestamp, read_age
 from ..base import Delivery, DeliverySink
 from .arguments import QueueArguments
 from .memory import Memory
@@ -58,6 +58,7 @@ class Stream:
         self._memory = memory
         self._now = now
         limit = self.arguments.max_bytes
+        self._max_age = read_age(spec)
         self._max_bytes = DEFAULT_BYTES if limit is None else limit
         # Bounded by _max_bytes of weights, and by the broker's budget.
         self._kept: deque[_Kept] = deque()
@@ -99,8 +100,7 @@ class Stream:
         return True
 
     def _evict(self) -> None:
-        age = self.arguments.max_age
-        oldest = None if age is None else self._now() - age
+        oldest = None if self._max_age is None else self._now() - self._max_age
         kept = self._kept
         while kept and (
             self._bytes > self._max_bytes or (oldest is not None and kept[0].time < oldest)

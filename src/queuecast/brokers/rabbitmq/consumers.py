@@ -173,9 +173,9 @@ class QueueConsumer:
         made = False
         if self._own is not None:
             made = await self._own.ensure(link)
-        elif self._destination.kind is Kind.QUEUE:
-            await ensure_queue(link, self._topology.queue(self._queue))
         else:
+            if self._destination.kind is Kind.QUEUE:
+                await ensure_queue(link, self._topology.queue(self._queue))
             await check_owner(link, self._queue, self._owner, self._consumers.owners)
         if self._begun and self._own is not None and made:
             self._owed = LOST

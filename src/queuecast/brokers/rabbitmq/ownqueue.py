@@ -13,7 +13,7 @@ from typing import Any
 import pika.exceptions
 
 from ...errors import Locked, NotFound, QueuecastError, Unavailable, Unsupported
-from ...queuespec import Owner, QueueSpec, Timestamp
+from ...queuespec import Owner, QueueSpec, Timestamp, read_age
 from ..owners import Owners
 from .connection import Link
 from .failures import of_channel
@@ -74,7 +74,7 @@ class OwnQueue:
     async def ensure(self, link: Link) -> bool:
         """Declare and bind; returns whether it had to be made.
 
-        Raises Conflict, Locked, Refused, NotFound (an exchange), Unavailable.
+        Raises BadRequest, Conflict, Locked, Refused, NotFound (an exchange), Unavailable.
         """
         spec = self.spec
         if not spec.durable and not spec.exclusive:
@@ -82,6 +82,7 @@ class OwnQueue:
             raise Unsupported(
                 f"queue {spec.name!r}: transient and shared", "make it durable or exclusive"
             )
+        read_age(spec)
         await check_owner(link, spec.name, self._owner, self._owners)
         missing = False
         try:

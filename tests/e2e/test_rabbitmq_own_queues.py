@@ -1,0 +1,191 @@
+"""Consumers with queues of their own, and streams, when their connection to RabbitMQ is cut."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from queuecast.brokers.base import BindingSpec, ConsumeSpec, Owner, QueueSpec
+from queuecast.brokers.rabbitmq import RabbitBroker
+from queuecast.brokers.rabbitmq.consumers import LOST, PLACELESS
+from queuecast.destination import Destination
+from queuecast.errors import Conflict, Locked
+from queuecast.message import Properties
+from tests.support.proxy import TcpProxy
+from tests.support.rabbit import proxied, started, through
+from tests.support.servers import RabbitMQ, unique
+from tests.support.sinks import ListDeliveries, eventually
+
+pytestmark = pytest.mark.rabbitmq
+
+D = Destination.parse
+PERSISTENT = Properties(persistent=True)
+
+
+async def cut(proxy: TcpProxy, broker: RabbitBroker) -> None:
+    proxy.cut()
+    await eventually(lambda: not broker.ready, "the cut is noticed")
+    await eventually(lambda: broker.ready, "connected again")
+
+
+def bound(name: str, *, key: str | None = None, **more: object) -> QueueSpec:
+    binding = BindingSpec("amq.topic", key or name)
+    return QueueSpec(name, bindings=(binding,), **more)  # type: ignore[arg-type]
+
+
+async def test_an_exclusive_queue_is_made_anew_with_a_gap(rabbit: RabbitMQ) -> None:
+    async with (
+        proxied(rabbit) as proxy,
+        started(rabbit.url) as other,
+        started(through(proxy, rabbit.url)) as broker,
+    ):
+        name, owner = unique("excl"), Owner()
+        sink = ListDeliveries()
+        queue = bound(name, durable=False, exclusive=True, auto_delete=True)
+        consumer = await broker.consume(
+            D("/topic/x"), sink, prefetch=5, spec=ConsumeSpec(queue, owner=owner)
+        )
+        await other.publish(D(f"/topic/{name}"), b"before")
+        await sink.until(1)
+        await cut(proxy, broker)
+        await eventually(lambda: sink.gaps == [LOST], "the gap")
+        assert sink.resets == 1
+
+        async def arrives() -> None:
+            # What is published before it is bound again is what the gap is about.
+            while len(sink.deliveries) < 2:
+                await other.publish(D(f"/topic/{name}"), b"after")
+                await asyncio.sleep(0.05)
+
+        await asyncio.wait_for(arrives(), 30)
+        assert sink.bodies[1] == b"after"
+        # It is as exclusive as before.
+        with pytest.raises(Locked):
+            await broker.consume(D(f"/amq/queue/{name}"), ListDeliveries())
+        with pytest.raises(Locked):
+            await other.consume(D(f"/amq/queue/{name}"), ListDeliveries())
+        await consumer.close()
+        assert rabbit.list_queues().get(name) is None
+
+
+async def test_a_durable_queue_goes_on_without_a_gap(rabbit: RabbitMQ) -> None:
+    async with (
+        proxied(rabbit) as proxy,
+        started(rabbit.url) as other,
+        started(through(proxy, rabbit.url)) as broker,
+    ):
+        name, owner = unique("dur"), Owner()
+        sink = ListDeliveries()
+        queue = bound(name, arguments={"x-expires": 60_000})
+        consumer = await broker.consume(
+            D("/topic/x"), sink, prefetch=5, spec=ConsumeSpec(queue, owner=owner)
+        )
+        await other.publish(D(f"/topic/{name}"), b"acked", PERSISTENT)
+        await other.publish(D(f"/topic/{name}"), b"unacked", PERSISTENT)
+        await sink.until(2)
+        consumer.ack(sink.deliveries[0].tag)
+        await eventually(lambda: _unacked(rabbit, name) == 1, "the ack has arrived")
+        await proxy.refuse()
+        proxy.cut()
+        await eventually(lambda: not broker.ready, "the cut is noticed")
+        await other.publish(D(f"/topic/{name}"), b"meanwhile", PERSISTENT)
+        await proxy.accept()
+        await sink.until(4)
+        assert sink.bodies[2:] == [b"unacked", b"meanwhile"]
+        assert sink.deliveries[2].message.redelivered
+        assert sink.gaps == []
+        await consumer.close()
+        await broker.delete_own(name, owner)
+
+
+def _unacked(rabbit: RabbitMQ, name: str) -> int:
+    return rabbit.list_queues()[name].messages
+
+
+async def test_a_queue_that_came_back_different_ends_its_consumer(rabbit: RabbitMQ) -> None:
+    async with (
+        proxied(rabbit) as proxy,
+        started(rabbit.url) as other,
+        started(through(proxy, rabbit.url)) as broker,
+    ):
+        name, owner = unique("changed"), Owner()
+        sink = ListDeliveries()
+        queue = bound(name, arguments={"x-expires": 60_000})
+        await broker.consume(D("/topic/x"), sink, spec=ConsumeSpec(queue, owner=owner))
+        await proxy.refuse()
+        proxy.cut()
+        await eventually(lambda: not broker.ready, "the cut is noticed")
+        await other.delete_own(name, owner)
+        await other.declare_own(QueueSpec(name, arguments={"x-expires": 61_000}), owner)
+        await proxy.accept()
+        await eventually(lambda: sink.error is not None, "the end")
+        assert isinstance(sink.error, Conflict)
+
+
+async def test_a_stream_goes_on_behind_what_was_acked(rabbit: RabbitMQ) -> None:
+    async with (
+        proxied(rabbit) as proxy,
+        started(rabbit.url) as other,
+        started(through(proxy, rabbit.url)) as broker,
+    ):
+        name, owner = unique("stream"), Owner()
+        sink = ListDeliveries()
+        queue = bound(name, arguments={"x-queue-type": "stream"})
+        consumer = await broker.consume(
+            D("/topic/x"), sink, prefetch=6, spec=ConsumeSpec(queue, owner=owner)
+        )
+        for number in range(6):
+            await other.publish(D(f"/topic/{name}"), b"%d" % number, PERSISTENT)
+        await sink.until(6)
+        for acked in (0, 1, 3):
+            assert consumer.ack(sink.deliveries[acked].tag)
+        await cut(proxy, broker)
+        await other.publish(D(f"/topic/{name}"), b"6", PERSISTENT)
+        await sink.until(10)
+        assert sink.bodies[6:] == [b"2", b"4", b"5", b"6"]
+        assert [each.message.redelivered for each in sink.deliveries[6:]] == [
+            True,
+            True,
+            True,
+            False,
+        ]
+        assert sink.gaps == []
+        await consumer.close()
+        await broker.delete_own(name, owner)
+
+
+async def test_a_stream_without_a_place_has_a_gap(rabbit: RabbitMQ) -> None:
+    async with (
+        proxied(rabbit) as proxy,
+        started(through(proxy, rabbit.url)) as broker,
+    ):
+        name, owner = unique("stream"), Owner()
+        sink = ListDeliveries()
+        queue = bound(name, arguments={"x-queue-type": "stream"})
+        consumer = await broker.consume(D("/topic/x"), sink, spec=ConsumeSpec(queue, owner=owner))
+        await cut(proxy, broker)
+        await eventually(lambda: sink.gaps == [PLACELESS], "the gap")
+        await broker.publish(D(f"/topic/{name}"), b"new", PERSISTENT)
+        await sink.until(1)
+        await consumer.close()
+        await broker.delete_own(name, owner)
+
+
+async def test_what_a_lost_session_declared_is_nobody_s(rabbit: RabbitMQ) -> None:
+    """Its exclusive queue went with the connection; another session may take the name."""
+    async with (
+        proxied(rabbit) as proxy,
+        started(through(proxy, rabbit.url)) as broker,
+    ):
+        name, first, second = unique("name"), Owner(), Owner()
+        queue = QueueSpec(name, durable=False, exclusive=True)
+        await broker.declare_own(queue, first)
+        with pytest.raises(Locked):
+            await broker.declare_own(queue, second)
+        await cut(proxy, broker)
+        await broker.declare_own(queue, second)
+        await broker.release(first)
+        assert rabbit.list_queues().get(name) is not None
+        await broker.release(second)
+        assert rabbit.list_queues().get(name) is None
