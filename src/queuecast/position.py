@@ -66,12 +66,16 @@ class Position(tuple[Mark, ...]):
 
 
 class Vector:
-    """A position that moves on, message by message."""
+    """A position that moves on, message by message.
 
-    __slots__ = ("marks",)
+    bounds: of several destinations together, the first lane of each; () of a single one.
+    """
 
-    def __init__(self, marks: Iterable[Mark]) -> None:
+    __slots__ = ("bounds", "marks")
+
+    def __init__(self, marks: Iterable[Mark], bounds: tuple[int, ...] = ()) -> None:
         self.marks = list(marks)
+        self.bounds = bounds
 
     def advance(self, lane: int, offset: int, epoch: str | None = None) -> None:
         """Move one lane on to `offset` of its present epoch, or of a new one."""
@@ -79,7 +83,12 @@ class Vector:
 
     def copy(self) -> Vector:
         """Return an independent vector at the same place."""
-        return Vector(self.marks)
+        return Vector(self.marks, self.bounds)
+
+    def part(self, index: int) -> Position:
+        """Return the present place in one of several destinations; their number is from 0."""
+        first, *following = self.bounds[index : index + 2]
+        return Position(self.marks[first : following[0] if following else None])
 
     def position(self) -> Position:
         """Return the present place as an immutable value."""

@@ -121,6 +121,7 @@ class Cohort:
         stats = ticker.stats
         while True:
             after = vector.copy()
+            after.bounds = self.feed.bounds
             data = self.encoding.encode(entries, after)
             stats.encodes += 1
             stats.encoded += len(entries)

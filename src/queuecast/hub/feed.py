@@ -91,6 +91,8 @@ class Feed:
         self._numbering = True  # the broker has no offsets: count here
         self.log = Log([Mark(new_epoch(node), 0)], limits, budget)
         self.parts = [Part(name, 0, 1, False, None)]
+        # Of a joint feed, each member's first lane.
+        self.bounds: tuple[int, ...] = ()
         self._begun = now()
         self._hinted = False
 
@@ -135,6 +137,7 @@ class Feed:
         complete_since: when the youngest of the logs began, monotonic.
         """
         self.parts = parts
+        self.bounds = tuple(part.first for part in parts)
         self.history = all(part.retained for part in parts)
         self._begun = complete_since
         self._numbering = False

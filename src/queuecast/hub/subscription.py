@@ -94,6 +94,16 @@ class Subscription:
         """Return the place up to which the client has, or is about to get, everything."""
         return self.cohort.position() if self.live else self.vector.position()
 
+    def positions(self) -> list[Position]:
+        """Return the same for each of its destinations alone, in their order."""
+        position, bounds = self.position(), self.feed.bounds
+        if not bounds:
+            return [position]
+        return [
+            Position(position[first:after])
+            for first, after in zip(bounds, (*bounds[1:], None), strict=True)
+        ]
+
     def flow(self) -> None:
         """Begin, or go on after `pause`."""
         if self.closed or self.live or self.outlet.paused:

@@ -63,6 +63,7 @@ export class QueuecastError extends Error {
 
 const LONGEST = 30000;
 const OPEN_WITHIN = 8000;
+const CLOSED = { code: "closed", text: "the client is closed" };
 
 /** @param {any} problem */
 const failure = (problem) => new QueuecastError(problem);
@@ -353,7 +354,10 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   const poll = () => byUrl(async (group, signal) => {
     try {
       while (!signal.aborted) {
-        const answer = await fetch(address("poll", group), { signal, credentials: "include" });
+        const url = address("poll", group);
+        // The first answer comes at once: it shows that this works, and has the positions.
+        if (state !== "open") url.searchParams.set("wait", "0");
+        const answer = await fetch(url, { signal, credentials: "include" });
         const said = await answer.json();
         if (signal.aborted) return;
         if (!answer.ok) {
@@ -361,7 +365,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
           for (const each of group) refused(each, said);
           return;
         }
-        beat(said.heartbeat);
+        beat(said.wait);
         for (const each of said.messages) hand(group, each);
         movedAll(group, said.positions);
       }
@@ -389,7 +393,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
      * @returns {Subscription}
      */
     subscribe(destination, on, options = {}) {
-      if (state === "closed") throw failure({ code: "closed", text: "the client is closed" });
+      if (state === "closed") throw failure(CLOSED);
       // As the gateway writes it in its answers.
       const name = destination.split("/").map((part) =>
         decodeURIComponent(part).replace(/[/%\x00-\x1f\x7f]/g, encodeURIComponent)).join("/");
@@ -453,9 +457,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
       clearTimeout(timer);
       globalThis.removeEventListener?.("online", online);
       interests.clear();
-      for (const { settle } of publishes.values()) {
-        settle({ code: "closed", text: "the client is closed" });
-      }
+      for (const { settle } of publishes.values()) settle(CLOSED);
       become("closed");
     },
   };

@@ -179,7 +179,7 @@ class Web:
     ) -> web.StreamResponse:
         wanted = self._gate.subscription(route, query, headers, cors)
         handler = cast(Handler, request.protocol)
-        polling = asyncio.create_task(poll(self._services, wanted, self._services.limits.poll))
+        polling = asyncio.create_task(poll(self._services, wanted))
         handler.watch(polling)
         self._polls.add(polling)
         try:

@@ -7,6 +7,7 @@ to the name the client used. An encoding that left a layer out would make cohort
 from __future__ import annotations
 
 import base64
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,11 +28,9 @@ class Naming:
     aliases: tuple[bool, ...]
 
     def envelope(
-        self, message: Message, lane: int, position: str | None, ack: str | None = None
+        self, message: Message, index: int, position: str | None, ack: str | None = None
     ) -> bytes:
-        """Return a message's JSON envelope."""
-        # A lane beyond the names is a partition of a single destination.
-        index = lane if len(self.names) > 1 else 0
+        """Return the JSON envelope of a message of the destination of that number."""
         return encode_json(
             message_envelope(
                 message,
@@ -41,6 +40,12 @@ class Naming:
                 ack=ack,
             )
         )
+
+    def subscription(self, index: int | None, position: str) -> dict[str, str]:
+        """Return what a notice says of the one destination that it is of, nothing of several."""
+        if index is None and len(self.names) > 1:
+            return {}
+        return {"subscription": self.names[index or 0], "position": position}
 
 
 def naming(*destinations: Destination) -> Naming:
@@ -63,6 +68,8 @@ class Framed:
 
     def encode(self, entries: Sequence[Entry], vector: Vector) -> bytes:
         """See hub.subscription.Encoding."""
+        if vector.bounds:
+            return self._encode_joint(entries, vector)
         parts: list[bytes] = []
         for entry in entries:
             message = entry.message
@@ -73,7 +80,24 @@ class Framed:
                 parts.append(self.encode_gap(Gap(entry.reason, last, first), first))
                 continue
             vector.advance(entry.lane, entry.offset)
-            self.add(parts, message, entry.lane, str(vector))
+            self.add(parts, message, 0, str(vector))
+        return b"".join(parts)
+
+    def _encode_joint(self, entries: Sequence[Entry], vector: Vector) -> bytes:
+        # What a message or a gap says of its place is valid for its own destination alone, so
+        # that a client may resume each as it likes; the connection's id is that of all.
+        parts: list[bytes] = []
+        for entry in entries:
+            message = entry.message
+            index = bisect_right(vector.bounds, entry.lane) - 1
+            if message is None:
+                last = str(vector.part(index))
+                vector.advance(entry.lane, entry.offset, entry.epoch)
+                gap = Gap(entry.reason, last, str(vector.part(index)))
+                parts.append(self.encode_gap(gap, str(vector), index))
+                continue
+            vector.advance(entry.lane, entry.offset)
+            self.add(parts, message, index, str(vector.part(index)), id=str(vector))
         return b"".join(parts)
 
     def encode_delivery(self, message: Message, ack: str | None) -> bytes:
@@ -86,15 +110,21 @@ class Framed:
         self,
         parts: list[bytes],
         message: Message,
-        lane: int,
+        index: int,
         position: str | None,
         ack: str | None = None,
+        id: str | None = None,
     ) -> None:
-        """Append one message's bytes."""
+        """Append one message's bytes.
+
+        index: which of the destinations it is of, position: its place there. id: the place of
+        all of them together, where they are several.
+        """
         raise NotImplementedError
 
-    def encode_gap(self, gap: Gap, position: str) -> bytes:
-        """See hub.subscription.Encoding."""
+    def encode_gap(self, gap: Gap, position: str, index: int | None = None) -> bytes:
+        """See hub.subscription.Encoding; index: which of several destinations it is of, if it is
+        known."""
         raise NotImplementedError
 
 
@@ -112,21 +142,26 @@ class SseEncoding(Framed):
         self,
         parts: list[bytes],
         message: Message,
-        lane: int,
+        index: int,
         position: str | None,
         ack: str | None = None,
+        id: str | None = None,
     ) -> None:
         if self.envelope:
-            parts.append(sse.event(self.naming.envelope(message, lane, position, ack), id=position))
+            envelope = self.naming.envelope(message, index, position, ack)
+            parts.append(sse.event(envelope, id=id or position))
             return
         body = message.body
         if is_utf8(body):
-            parts.append(sse.event(body, id=position))
+            parts.append(sse.event(body, id=id or position))
         else:
-            parts.append(sse.event(base64.b64encode(body), id=position, event="binary"))
+            parts.append(sse.event(base64.b64encode(body), id=id or position, event="binary"))
 
-    def encode_gap(self, gap: Gap, position: str) -> bytes:
-        return sse.event(encode_json(gap_notice(gap)), event="gap", id=position)
+    def encode_gap(self, gap: Gap, position: str, index: int | None = None) -> bytes:
+        notice: dict[str, object] = {**gap_notice(gap)}
+        if self.envelope:
+            notice |= self.naming.subscription(index, gap.first)
+        return sse.event(encode_json(notice), event="gap", id=position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +180,13 @@ class WebSocketEncoding(Framed):
         self,
         parts: list[bytes],
         message: Message,
-        lane: int,
+        index: int,
         position: str | None,
         ack: str | None = None,
+        id: str | None = None,
     ) -> None:
         if self.envelope:
-            body = self.naming.envelope(message, lane, position, ack)
+            body = self.naming.envelope(message, index, position, ack)
             opcode = TEXT
         else:
             body = message.body
@@ -160,7 +196,7 @@ class WebSocketEncoding(Framed):
         parts.append(frame_header(opcode, len(body)))
         parts.append(body)
 
-    def encode_gap(self, gap: Gap, position: str) -> bytes:
+    def encode_gap(self, gap: Gap, position: str, index: int | None = None) -> bytes:
         notice: dict[str, object] = {"gap": gap_notice(gap), "position": position}
         if self.envelope:
             notice["subscription"] = self.naming.names[0]
@@ -178,15 +214,17 @@ class PollEncoding(Framed):
         self,
         parts: list[bytes],
         message: Message,
-        lane: int,
+        index: int,
         position: str | None,
         ack: str | None = None,
+        id: str | None = None,
     ) -> None:
-        parts.append(self.naming.envelope(message, lane, position, ack))
+        parts.append(self.naming.envelope(message, index, position, ack))
         parts.append(b",")
 
-    def encode_gap(self, gap: Gap, position: str) -> bytes:
-        return encode_json({"gap": gap_notice(gap), "position": position}) + b","
+    def encode_gap(self, gap: Gap, position: str, index: int | None = None) -> bytes:
+        place = self.naming.subscription(index, gap.first) or {"position": position}
+        return encode_json({"gap": gap_notice(gap), **place}) + b","
 
 
 def is_utf8(body: bytes) -> bool:

@@ -70,14 +70,18 @@ class PollSession(Session):
         if not self._wake.done():
             self._wake.set_exception(error)
 
-    def body(self, next_position: str | None) -> bytes:
+    def body(self) -> bytes:
         """Return the answer's JSON."""
         messages = b"".join(self._answer).removesuffix(b",")
-        return b'{"messages":[%b],"next":%b}' % (messages, encode_json(next_position))
+        rest: dict[str, object] = {"next": None, "positions": [], "wait": self.services.limits.poll}
+        for subscription in self.subscriptions:  # one, if any: queues have no positions
+            rest["next"] = str(subscription.position())
+            rest["positions"] = [str(each) for each in subscription.positions()]
+        return b'{"messages":[%b],%b' % (messages, encode_json(rest)[1:])
 
 
-async def poll(services: Services, request: SubscribeRequest, timeout: float) -> bytes:
-    """Answer one poll: as soon as there is something, or empty after `timeout` seconds.
+async def poll(services: Services, request: SubscribeRequest) -> bytes:
+    """Answer one poll: as soon as there is something, or empty when its time is over.
 
     Messages of queues are acked when they are handed over to be written: at most once.
     Raises what the subscription raises.
@@ -87,6 +91,8 @@ async def poll(services: Services, request: SubscribeRequest, timeout: float) ->
             "ack=client is not available on long poll",
             "use a WebSocket with envelope=json, or leave ack out",
         )
+    most = services.limits.poll
+    timeout = most if request.wait is None else min(request.wait, most)
     wake = services.runtime.promise()
     session = PollSession(services, request.identity, wake)
     try:
@@ -101,8 +107,7 @@ async def poll(services: Services, request: SubscribeRequest, timeout: float) ->
         # Nothing came: an empty batch and the present position.
         with contextlib.suppress(TimeoutError):
             await services.runtime.within(timeout, wake)
-        positions = [str(subscription.position()) for subscription in session.subscriptions]
-        return session.body(positions[0] if positions else None)
+        return session.body()
     finally:
         session.end()
 

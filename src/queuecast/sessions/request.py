@@ -25,7 +25,8 @@ class SubscribeRequest:
     destinations: what was named, in order.
     ack: whether the client settles deliveries itself. prefetch: None where not given.
     cors: header lines (name, value) that every answer must carry. in_path: the (only)
-    destination stood in the path. verdict: only the answer is wanted, no stream.
+    destination stood in the path. verdict: only the answer is wanted, no stream. wait: seconds
+    that a long poll may take, None for the gateway's own.
     """
 
     destinations: tuple[Destination, ...]
@@ -37,6 +38,7 @@ class SubscribeRequest:
     cors: tuple[tuple[str, str], ...] = ()
     in_path: bool = False
     verdict: bool = False
+    wait: float | None = None
 
     @property
     def work(self) -> tuple[Destination, ...]:
@@ -93,6 +95,7 @@ def parse_subscribe(
         cors,
         in_path=bool(names) and not parameters.get("destination"),
         verdict="application/json" in headers.get("accept", ""),
+        wait=_wait(one(parameters, "wait")),
     )
 
 
@@ -126,6 +129,14 @@ def parse_prefetch(text: str | None) -> int | None:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 65535:
         raise BadRequest(f"prefetch={text[:32]!r} is not a count", "give 1 to 65535")
     return int(text)
+
+
+def _wait(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 4:
+        raise BadRequest(f"wait={text[:32]!r} is not a time", "give whole seconds, from 0")
+    return float(text)
 
 
 def _choice(

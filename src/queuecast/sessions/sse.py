@@ -35,11 +35,12 @@ _HEAD = (
 class SseSession(Session):
     """One EventSource."""
 
-    __slots__ = ("_request", "_streaming")
+    __slots__ = ("_enveloped", "_request", "_streaming")
 
     def __init__(self, services: Services, transport: Transport, request: SubscribeRequest) -> None:
         super().__init__(services, transport, request.identity)
         self._request: SubscribeRequest | None = request
+        self._enveloped = request.envelope
         self._streaming = False
 
     def start(self) -> None:
@@ -98,11 +99,25 @@ class SseSession(Session):
         """Give the client its position before, and between, messages.
 
         An empty data line and an event type of its own: a bare id would do for browsers, but
-        not for every EventSource.
+        not for every EventSource. With the envelope the data has each destination's own position
+        and the seconds to the next event: scripts see no comments.
         """
-        for subscription in self.subscriptions:
+        data, position = b"", None
+        for subscription in self.subscriptions:  # one, if any: queues have no positions
             position = str(subscription.position())
-            self.write(sse.event(b"", id=position, event="position"))
+        if self._enveloped:
+            data = encode_json(
+                {
+                    "heartbeat": self.services.heartbeat,
+                    "positions": [
+                        str(each)
+                        for subscription in self.subscriptions
+                        for each in subscription.positions()
+                    ],
+                }
+            )
+        if data or position is not None:
+            self.write(sse.event(data, id=position, event="position"))
 
     def _refuse(self, error: QueuecastError, request: SubscribeRequest) -> None:
         self.write(refusal(error, request.cors))

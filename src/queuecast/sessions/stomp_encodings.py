@@ -35,9 +35,10 @@ class StompEncoding(Framed):
         self,
         parts: list[bytes],
         message: Message,
-        lane: int,
+        index: int,
         position: str | None,
         ack: str | None = None,
+        id: str | None = None,
     ) -> None:
         assert position is not None
         frame = message_frame(
@@ -45,7 +46,7 @@ class StompEncoding(Framed):
         )
         parts.append(self.framing.wrap_shared(frame, text=is_utf8(message.body)))
 
-    def encode_gap(self, gap: Gap, position: str) -> bytes:
+    def encode_gap(self, gap: Gap, position: str, index: int | None = None) -> bytes:
         headers = [("destination", self.destination), ("message-id", position)]
         if self.subscription is not None:
             headers.insert(0, ("subscription", self.subscription))

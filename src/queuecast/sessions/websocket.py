@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from itertools import groupby
 
 from ..codecs import websocket as frames
 from ..codecs.deflate import DeflateParser
@@ -225,14 +226,19 @@ def _starts(request: SubscribeRequest) -> dict[Destination, Start]:
     position = request.start.position
     if position is None or len(shared) == 1:
         return dict.fromkeys(shared, request.start)
-    if len(position) != len(shared):
+    parts = [Position((mark,)) for mark in position]
+    if len(parts) != len(shared):
+        # Some have several lanes, which are of one epoch.
+        groups = groupby(position, key=lambda mark: mark.epoch)
+        parts = [Position(marks) for _, marks in groups]
+    if len(parts) != len(shared):
         raise BadRequest(
             f"the position is of {len(position)} destinations, this request has {len(shared)}",
             "resume with the same list of destinations",
         )
     return {
-        destination: Start("since", position=Position((mark,)))
-        for destination, mark in zip(shared, position, strict=True)
+        destination: Start("since", position=part)
+        for destination, part in zip(shared, parts, strict=True)
     }
 
 
