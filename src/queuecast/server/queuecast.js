@@ -352,11 +352,12 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   });
 
   const poll = () => byUrl(async (group, signal) => {
+    let seen = 0;
     try {
       while (!signal.aborted) {
         const url = address("poll", group);
         // The first answer comes at once: it shows that this works, and has the positions.
-        if (state !== "open") url.searchParams.set("wait", "0");
+        if (!group[0].at && !seen++) url.searchParams.set("wait", "0");
         const answer = await fetch(url, { signal, credentials: "include" });
         const said = await answer.json();
         if (signal.aborted) return;
