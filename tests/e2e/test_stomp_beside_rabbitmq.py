@@ -14,8 +14,8 @@ import stomp
 
 import queuecast.testing
 from tests.conftest import Rabbits
+from tests.e2e.stomp_house import bodies, subscribe
 from tests.e2e.test_stomp import PATIENCE, Behind, Listener, connected
-from tests.e2e.test_stomp_queues import bodies, subscribe
 from tests.support.processes import free_port, wait_until
 from tests.support.servers import RabbitServer
 
