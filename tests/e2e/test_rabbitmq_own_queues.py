@@ -24,9 +24,11 @@ PERSISTENT = Properties(persistent=True)
 
 
 async def cut(proxy: TcpProxy, broker: RabbitBroker) -> None:
+    link = broker._consuming.link
     proxy.cut()
-    await eventually(lambda: not broker.ready, "the cut is noticed")
-    await eventually(lambda: broker.ready, "connected again")
+    await eventually(
+        lambda: broker.ready and broker._consuming.link is not link, "connected again", 60
+    )
 
 
 def bound(name: str, *, key: str | None = None, **more: object) -> QueueSpec:
@@ -49,7 +51,7 @@ async def test_an_exclusive_queue_is_made_anew_with_a_gap(rabbit: RabbitMQ) -> N
         await other.publish(D(f"/topic/{name}"), b"before")
         await sink.until(1)
         await cut(proxy, broker)
-        await eventually(lambda: sink.gaps == [LOST], "the gap")
+        await eventually(lambda: sink.gaps == [LOST], "the gap", 60)
         assert sink.resets == 1
 
         async def arrives() -> None:
@@ -58,7 +60,7 @@ async def test_an_exclusive_queue_is_made_anew_with_a_gap(rabbit: RabbitMQ) -> N
                 await other.publish(D(f"/topic/{name}"), b"after")
                 await asyncio.sleep(0.05)
 
-        await asyncio.wait_for(arrives(), 30)
+        await asyncio.wait_for(arrives(), 60)
         assert sink.bodies[1] == b"after"
         # It is as exclusive as before.
         with pytest.raises(Locked):
@@ -165,7 +167,7 @@ async def test_a_stream_without_a_place_has_a_gap(rabbit: RabbitMQ) -> None:
         queue = bound(name, arguments={"x-queue-type": "stream"})
         consumer = await broker.consume(D("/topic/x"), sink, spec=ConsumeSpec(queue, owner=owner))
         await cut(proxy, broker)
-        await eventually(lambda: sink.gaps == [PLACELESS], "the gap")
+        await eventually(lambda: sink.gaps == [PLACELESS], "the gap", 60)
         await broker.publish(D(f"/topic/{name}"), b"new", PERSISTENT)
         await sink.until(1)
         await consumer.close()

@@ -1,86 +1,24 @@
-"""STOMP subscriptions with queues of their own, with stomp.py here and pika on the other side."""
+"""STOMP subscriptions with queues of their own, with stomp.py, and what the broker counts."""
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-import pika
 import pytest
 
-import queuecast.testing
-from queuecast.brokers.embedded.broker import EmbeddedBroker
-from tests.conftest import RABBITS, Rabbits
-from tests.e2e.test_stomp import PATIENCE, Behind, Listener, ack_arguments, connected
+from tests.conftest import Rabbits
+from tests.e2e.stomp_house import BROKERS, House, bodies, error, house, send, subscribe
+from tests.e2e.test_stomp import PATIENCE, ack_arguments, connected
 from tests.support.processes import wait_until
-from tests.support.servers import QueueInfo, RabbitMQ, unique
+from tests.support.servers import QueueInfo, unique
 
 
-class House(Behind):
-    """A gateway, and what the broker itself says of a queue."""
-
-    def queue(self, name: str) -> QueueInfo | None:
-        """Return a queue's ready messages and consumers, None when there is none."""
-        if self.rabbit is not None:
-            # Not with a passive declare: that is refused for another connection's exclusive queue.
-            return self.rabbit.list_queues().get(name)
-        broker = self.gateway.gateway.broker
-        assert isinstance(broker, EmbeddedBroker)
-        found = broker.counts().queues.get(name)
-        if found is None:
-            return None
-        return QueueInfo(name, found.ready + found.unacked, found.consumers)
-
-    def queues(self, prefix: str) -> list[str]:
-        if self.rabbit is not None:
-            return [name for name in self.rabbit.list_queues() if name.startswith(prefix)]
-        broker = self.gateway.gateway.broker
-        assert isinstance(broker, EmbeddedBroker)
-        return [name for name in broker.counts().queues if name.startswith(prefix)]
-
-    def gone(self, name: str) -> None:
-        wait_until(lambda: self.queue(name) is None, what=f"queue {name} is gone")
-
-
-@pytest.fixture(
-    scope="module",
-    params=["embedded", *(pytest.param(name, marks=pytest.mark.rabbitmq) for name in RABBITS)],
-)
+@pytest.fixture(scope="module", params=BROKERS)
 def behind(request: pytest.FixtureRequest, rabbits: Rabbits) -> Iterator[House]:
-    tables: dict[str, Any] = {"server": {"stomp_tcp": "127.0.0.1:0", "grace": "2s"}}
-    rabbit: RabbitMQ | None = None
-    if request.param != "embedded":
-        rabbit = rabbits.shared(request.param)
-        tables["broker"] = {"url": rabbit.url, "start": "exit"}
-    with queuecast.testing.gateway(**tables) as running:
-        yield House(running, rabbit)
-
-
-def subscribe(
-    client: Any, listener: Listener, destination: str, id: str, ack: str = "auto", **headers: str
-) -> None:
-    """Subscribe and wait for the RECEIPT; a header's name has its hyphens as underscores."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    client.subscribe(destination, id=id, ack=ack, headers={**named, "receipt": f"sub-{id}"})
-    receipt, _ = listener.next("RECEIPT")
-    assert receipt["receipt-id"] == f"sub-{id}"
-
-
-def send(client: Any, listener: Listener, destination: str, *bodies: str, **headers: str) -> None:
-    """Send, and wait for each RECEIPT."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    for number, body in enumerate(bodies):
-        client.send(destination, body, headers={**named, "receipt": f"send-{number}"})
-        assert listener.next("RECEIPT")[0]["receipt-id"] == f"send-{number}"
-
-
-def error(listener: Listener) -> dict[str, str]:
-    return listener.next("ERROR")[0]
-
-
-def bodies(listener: Listener, count: int) -> list[str]:
-    return [listener.next("MESSAGE")[1] for _ in range(count)]
+    with house(request.param, rabbits) as made:
+        yield made
 
 
 @pytest.mark.parametrize("kind", ["tcp-1.0", "tcp-1.1", "tcp-1.2", "ws-1.2"])
@@ -132,6 +70,20 @@ def test_a_durable_subscription_keeps_what_comes_meanwhile(behind: House) -> Non
             assert behind.queue(queue) is None
 
 
+def test_leaving_and_coming_back_at_once(behind: House) -> None:
+    """As pages do that subscribe anew at each turn: the queue goes with its only consumer."""
+    name, key = unique("again"), unique("k")
+    with connected(behind, "tcp-1.2") as (client, listener):
+        for turn in range(20):
+            headers = {"x-queue-name": name, "durable": "true" if turn % 2 else "false"}
+            client.subscribe(f"/topic/{key}", id="1", headers=headers)
+            client.unsubscribe("1")
+        subscribe(client, listener, f"/topic/{key}", "1", x_queue_name=name, exclusive="true")
+        client.send(f"/topic/{key}", "here")
+        assert bodies(listener, 1) == ["here"]
+    behind.gone(name)
+
+
 def test_what_a_durable_subscription_needs(behind: House) -> None:
     with connected(behind, "tcp-1.1") as (client, listener):
         client.send_frame("SUBSCRIBE", {"destination": "/topic/a", "durable": "true"})
@@ -166,8 +118,6 @@ def test_an_exclusive_queue_is_one_session_s(behind: House) -> None:
 
 def test_a_client_that_vanishes(behind: House) -> None:
     """Its exclusive queue goes, its durable one keeps what was not acked."""
-    import socket
-
     exclusive, durable, key = unique("v-excl"), unique("v-dur"), unique("k")
     with (
         connected(behind, "tcp-1.2") as (sender, sent),
@@ -325,98 +275,3 @@ def test_streams_need_acks_and_a_prefetch(
         assert error(listener)["message"] == message
         assert listener.ended.wait(PATIENCE)
     assert behind.queue(name) is None
-
-
-# -- request and response -----------------------------------------------------------------
-
-
-def test_a_question_from_one_client_to_another(behind: House) -> None:
-    name = unique("rpc")
-    with (
-        connected(behind, "tcp-1.2") as (responder, asked),
-        connected(behind, "ws-1.2") as (client, listener),
-    ):
-        subscribe(responder, asked, f"/queue/{name}", "jobs")
-        for number in range(3):
-            headers = {"reply-to": "/temp-queue/answers", "correlation-id": str(number)}
-            client.send(f"/queue/{name}", f"question {number}", headers=headers)
-            got, body = asked.next("MESSAGE")
-            assert body == f"question {number}"
-            assert got["reply-to"].startswith("/reply-queue/")
-            reply = {"correlation-id": got["correlation-id"], "receipt": "r"}
-            responder.send(got["reply-to"], f"answer {number}", headers=reply)
-            asked.next("RECEIPT")
-            answer, body = listener.next("MESSAGE")
-            assert body == f"answer {number}"
-            assert answer["subscription"] == "/temp-queue/answers"
-            assert answer["correlation-id"] == str(number)
-        queue = got["reply-to"].removeprefix("/reply-queue/")
-        info = behind.queue(queue)
-        assert info is not None
-        assert info.consumers == 1, "one queue for all its questions"
-        client.send_frame("UNSUBSCRIBE", {"id": "/temp-queue/answers"})
-        assert error(listener)["message"] == "Invalid id"
-    behind.gone(queue)
-
-
-@pytest.mark.rabbitmq
-@pytest.mark.parametrize("version", RABBITS)
-def test_a_question_to_a_back_end(rabbits: Rabbits, version: str) -> None:
-    """pika answers by the default exchange; and pika asks, by RabbitMQ's direct reply-to."""
-    rabbit = rabbits.shared(version)
-    name = unique("rpc")
-    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
-    channel = connection.channel()
-    channel.queue_declare(name, durable=True, arguments={"x-expires": 60_000})
-    with (
-        queuecast.testing.gateway(
-            server={"stomp_tcp": "127.0.0.1:0", "grace": "2s"},
-            broker={"url": rabbit.url, "start": "exit"},
-        ) as running,
-        connected(Behind(running, rabbit), "tcp-1.2") as (client, listener),
-    ):
-        headers = {"reply-to": "/temp-queue/a", "correlation-id": "7"}
-        client.send(f"/amq/queue/{name}", "question", headers=headers)
-        method, properties, body = _get(channel, name)
-        assert body == b"question"
-        answer = pika.BasicProperties(correlation_id=properties.correlation_id)
-        channel.basic_publish("", properties.reply_to, b"answer", answer)
-        channel.basic_ack(method.delivery_tag)
-        got, text = listener.next("MESSAGE")
-        assert (text, got["subscription"], got["correlation-id"]) == (
-            "answer",
-            "/temp-queue/a",
-            "7",
-        )
-
-        subscribe(client, listener, f"/amq/queue/{name}", "jobs")
-        answers: list[bytes] = []
-
-        def on_answer(_channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
-            answers.append(body)
-
-        channel.basic_consume("amq.rabbitmq.reply-to", on_answer, auto_ack=True)
-        asking = pika.BasicProperties(reply_to="amq.rabbitmq.reply-to", correlation_id="8")
-        channel.basic_publish("", name, b"question", asking)
-        got, text = listener.next("MESSAGE")
-        assert text == "question"
-        client.send(got["reply-to"], "from the page", headers={"correlation-id": "8"})
-        _process(connection, lambda: bool(answers))
-        assert answers == [b"from the page"]
-    connection.close()
-
-
-def _get(channel: Any, queue: str) -> tuple[Any, Any, bytes]:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        method, properties, body = channel.basic_get(queue)
-        if method is not None:
-            return method, properties, body
-        time.sleep(0.02)
-    raise TimeoutError(f"nothing in {queue}")
-
-
-def _process(connection: Any, holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds() and time.monotonic() < deadline:
-        connection.process_data_events(time_limit=0.1)

@@ -18,6 +18,7 @@ from ..disconnect import INTERNAL, Disconnect, for_error
 from ..errors import LimitExceeded, QueuecastError
 from ..hub.subscription import Encoding, Subscription
 from ..position import Start
+from ..runtime import Promise
 from .services import Services, Transport
 from .work import WorkEncoding, WorkSubscription
 
@@ -182,10 +183,24 @@ class Session:
         subscription.close()
         self.subscriptions = tuple(each for each in self.subscriptions if each is not subscription)
 
-    def drop_work(self, work: WorkSubscription) -> None:
-        """End one consumer, the session goes on."""
+    def drop_work(self, work: WorkSubscription) -> Promise:
+        """End one consumer, the session goes on; returns what is done when the broker knows.
+
+        It is ended even if the session ends meanwhile.
+        """
         self.work = tuple(each for each in self.work if each is not work)
-        self.services.runtime.spawn(work.close(), "close a consumer")
+        runtime = self.services.runtime
+        ended = runtime.promise()
+
+        async def close() -> None:
+            try:
+                await work.close()
+            finally:
+                if not ended.done():
+                    ended.set_result(None)
+
+        runtime.spawn(close(), "close a consumer")
+        return ended
 
     def _check_room(self) -> None:
         limit = self.services.limits.subscriptions

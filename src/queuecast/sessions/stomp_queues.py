@@ -1,10 +1,13 @@
 """What a SUBSCRIBE's or SEND's headers say about a queue: the properties, and their defaults.
 
-Where RabbitMQ's releases differ this follows the newest, which is also what every release from
-3.10 to 4.x accepts, deprecated features denied or not:
+Where RabbitMQ's releases differ this does what a broker of every release from 3.10 to 4.x accepts,
+deprecated features denied or not, and what the frame's words say:
 
 * A queue that is not durable is exclusive and auto-delete, whatever the frame says. Up to 4.2 a
   frame could ask for a transient queue that sessions share, and /topic's was one by default.
+* A durable subscription to /exchange is no more exclusive than one to /topic, as up to 3.13. In
+  4.x it is unless the frame has `exclusive:false`, and so ends with its session; frames with that
+  header do here what they do there.
 * A SEND's `persistent` is the message's alone. At RabbitMQ `persistent:false` on a SEND also
   makes the queue it names for the first time exclusive to the session; here it does not, because
   it takes away what others were to consume.
@@ -97,8 +100,8 @@ def queue_of_subscribe(
     else:
         name = random_name()
     exchange = TOPIC_EXCHANGE if destination.kind is Kind.TOPIC else destination.name
-    # A durable one of /exchange stays exclusive unless the frame says otherwise.
-    usual = {**_OF_SHARED, "exclusive": destination.kind is Kind.EXCHANGE}
+    # What is durable can be shared: with the sessions that come back to it.
+    usual = {**_OF_SHARED, "exclusive": False}
     return _queue(name, headers, usual, (BindingSpec(exchange, key),))
 
 

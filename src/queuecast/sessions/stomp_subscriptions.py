@@ -23,7 +23,8 @@ from ..destination import Destination, Kind
 from ..errors import BadRequest, QueuecastError
 from ..hub.subscription import Subscription
 from ..position import Start
-from ..queuespec import ConsumeSpec, QueueSpec
+from ..queuespec import ConsumeSpec
+from ..runtime import Promise
 from .request import parse_prefetch
 from .stomp_consumer import StompConsumer
 from .stomp_encodings import StompEncoding
@@ -239,23 +240,29 @@ class Subscriptions:
             shown = f"id {id[:300]!r}" if id is not None else f"destination {str(name)[:300]!r}"
             raise StompError("No subscription found", f"There is none with {shown}\n")
         session = self._session
-        queue: QueueSpec | None = None
-        if durable and known.destination.kind is Kind.TOPIC:
+        consumer = self.consumer(tag)
+        queue = None if consumer is None else consumer.spec.queue
+        deletes = durable and queue is not None and known.destination.kind is Kind.TOPIC
+        if deletes:
             session.services.allow(session.identity, "subscribe", known.destination)
-            consumer = self.consumer(tag)
-            queue = None if consumer is None else consumer.spec.queue
         del self._known[tag]
-        self._forget(known)
-        if queue is None:
+        if consumer is None or queue is None:
+            self._forget(known)
             session.receipt(frame)
-        else:
-            session.busy = True
-            session.spawn(partial(self._delete, frame, known, queue), "delete a queue")
+            return
+        # Whoever subscribes to the same queue next must not meet it as it goes.
+        session.busy = True
+        ended = session.drop_work(consumer)
+        name = queue.name if deletes else None
+        session.spawn(partial(self._leave, frame, known, ended, name), "unsubscribe")
 
-    async def _delete(self, frame: Frame, known: _Known, queue: QueueSpec) -> None:
+    async def _leave(self, frame: Frame, known: _Known, ended: Promise, name: str | None) -> None:
+        """Answer an UNSUBSCRIBE once the consumer has ended. name: the queue to delete."""
         session = self._session
         try:
-            await self.own.delete(queue.name)
+            await ended
+            if name is not None:
+                await self.own.delete(name)
         except QueuecastError as error:
             session.answer_error(concealed(error, (known.destination,)), frame)
         else:

@@ -99,7 +99,13 @@ class Consumers:
         consumer = QueueConsumer(self, self._topology, destination, sink, prefetch, spec)
         self._opening += 1
         try:
-            await consumer.open(link)
+            try:
+                await consumer.open(link)
+            except NotFound:
+                if spec.queue is None:
+                    raise
+                # It went with its last consumer between the declaration and this one.
+                await consumer.open(link)
         finally:
             self._opening -= 1
         self._all.add(consumer)
@@ -145,7 +151,9 @@ class QueueConsumer:
         is_stream = STREAM_OFFSET in spec.arguments or (spec.queue and spec.queue.is_stream)
         self._place = StreamPlace(spec.arguments) if is_stream else None
         self._begun = False
-        self._owed: str | None = None  # the reason of a gap, to be told before what comes next
+        # The reason of a gap, to be told before what comes next; once, until something comes.
+        self._owed: str | None = None
+        self._told = False
         self._sink = sink
         self._prefetch = prefetch
         self._channel: Channel | None = None
@@ -224,7 +232,8 @@ class QueueConsumer:
 
         self._tag = tag
         owed, self._owed = self._owed, None
-        if owed is not None:
+        if owed is not None and not self._told:
+            self._told = True
             self._guard_sink(self._sink.gap, owed)
         arguments = self._arguments if self._place is None else self._place.arguments()
         await channel.consume(self._queue, tag, on_message, arguments=field_table(arguments))
@@ -234,8 +243,7 @@ class QueueConsumer:
         waits = self._paused or bool(self._held)
         if self._surplus or (waits and self._held and self._held_bytes + size > MAX_HELD_BYTES):
             self._surplus.append(delivery.tag)
-            if not self._stays:
-                self._switch()
+            self._switch()
             return
         if self._place is not None and not self._place.takes(delivery.message):
             if self._channel is not None:
@@ -245,6 +253,7 @@ class QueueConsumer:
         if self._place is not None:
             self._place.taken(delivery.tag, delivery.message)
         self._last = delivery.tag
+        self._told = False
         self._outstanding.add(delivery.tag)
         if waits:
             self._held.append(delivery)
