@@ -13,6 +13,7 @@ from queuecast.hub.subscription import Encoding, Subscription
 from queuecast.hub.ticker import Stats, Ticker
 from queuecast.message import Message
 from queuecast.position import LIVE, Mark, Position, Start
+from queuecast.retention import SlowPolicy, SlowRule
 from tests.support.fake_history import Kept
 from tests.support.fake_runtime import FakePromise, FakeRuntime, Task
 from tests.support.fake_session import FakeOutlet, Lines
@@ -118,8 +119,9 @@ class HubRig:
         starts: Mapping[str, Sequence[Mark]] | None = None,
         history: bool = False,
         kept: Mapping[str, Kept] | None = None,
+        slow: Mapping[str, SlowPolicy] | None = None,
     ) -> None:
-        """kept: what the broker keeps, by the destination's name."""
+        """kept: what the broker keeps, slow: the policies, by the destination's name."""
         self.runtime = FakeRuntime()
         self.hub = Hub(
             self.runtime,
@@ -129,6 +131,10 @@ class HubRig:
             most_idle=most_idle,
             chunk_bytes=chunk_bytes,
             wall=lambda: self.runtime.time + EPOCH,
+            slow=[
+                SlowRule(Destination.parse(f"/topic/{name}"), policy)
+                for name, policy in (slow or {}).items()
+            ],
         )
         self.kept = kept or {}
         self.readers: list[Reader] = []
