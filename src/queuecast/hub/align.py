@@ -47,7 +47,7 @@ def _shares(
         # Only this one can have another number of lanes than before.
         [index] = several
         end = len(position) - (len(parts) - 1 - index)
-        shares = [position[each : each + 1] for each in range(index)]
+        shares: list[Sequence[Mark]] = [position[each : each + 1] for each in range(index)]
         shares.append(position[index:end])
         shares += [position[each : each + 1] for each in range(end, len(position))]
     else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from queuecast.destination import Destination
 from queuecast.errors import QueuecastError
 from queuecast.hub.feed import Feed
-from queuecast.hub.hub import CloseReader, Hub
+from queuecast.hub.hub import CloseReader, Hub, _Held
 from queuecast.hub.log import Budget, LogLimits
 from queuecast.hub.subscription import Encoding, Subscription
 from queuecast.hub.ticker import Stats, Ticker
@@ -32,6 +32,12 @@ def since(position: Position | str) -> Start:
 def numbered(first: int, last: int) -> list[str]:
     """The bodies m<first> … m<last>."""
     return [f"m{number}" for number in range(first, last + 1)]
+
+
+def close_all(*outlets: FakeOutlet) -> None:
+    for outlet in outlets:
+        for subscription in outlet.subscriptions:
+            subscription.close()
 
 
 class FeedRig:
@@ -159,6 +165,10 @@ class HubRig:
         if self.open_error is not None:
             raise self.open_error
         return reader.close
+
+    def held(self) -> list[_Held]:
+        """The feeds with their lives."""
+        return list(self.hub._held.values())
 
     def reader(self, name: str) -> Reader:
         """The newest reader of /topic/<name>."""

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from queuecast.errors import QueuecastError, Unavailable
+from queuecast.errors import Unavailable
 from queuecast.hub.log import LogLimits
 from queuecast.hub.page import FEED_PAGES
 from queuecast.message import Message
@@ -71,9 +71,7 @@ class HistoryMachine(RuleBasedStateMachine):
 
     clients = Bundle("clients")
 
-    @initialize(
-        chunk=st.sampled_from([1, 900, 64 * 1024]), page=st.sampled_from([1, 3, None])
-    )
+    @initialize(chunk=st.sampled_from([1, 900, 64 * 1024]), page=st.sampled_from([1, 3, None]))
     def begin(self, chunk: int, page: int | None) -> None:
         self.kept = {"a": Kept("a0", lanes=2), "b": Kept("b0")}
         for each in self.kept.values():
@@ -331,12 +329,13 @@ class HistoryMachine(RuleBasedStateMachine):
     def _check_message(self, client: Client, item: Item) -> None:
         name = item.body[0]
         lanes = self.lanes[name]
-        [lane] = [
+        found = [
             number
             for number, (lane, have) in enumerate(zip(lanes, client.have[name], strict=True))
             if lane.events[have : have + 1] == [item.body]
-        ] or [None]
-        assert lane is not None, f"{item.body} is not what comes next"
+        ]
+        assert len(found) == 1, f"{item.body} is not what comes next"
+        lane = found[0]
         client.have[name][lane] += 1
         marks = Position.parse(item.position)
         first = sum(self._lanes_of(client, each, marks) for each in client.key if each < name)
@@ -385,7 +384,5 @@ class HistoryMachine(RuleBasedStateMachine):
         assert self.rig.hub.page_bytes == 0
 
 
-HistoryMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None
-)
+HistoryMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestHistory = HistoryMachine.TestCase

@@ -171,3 +171,15 @@ def test_a_position_of_other_destinations(position: str, feed: str, parts: list[
 def test_a_position_from_a_node_that_knows_more_lanes() -> None:
     with pytest.raises(Unavailable, match="3 partitions"):
         aligned(marks("k-5.6.7"), [Mark("k", 9), Mark("k", 9)], [2])
+
+
+def test_a_member_goes_on_while_its_joint_feed_is_made_anew() -> None:
+    rig = HubRig(kept={"a": Kept("k", lanes=2), "b": Kept("b")})
+    rig.subscribe("a", "b")
+    single = rig.subscribe("a")
+    widen(rig)
+    widen(rig)
+    rig.publish("a", "2.1", lane=2)
+    rig.publish("a", "3.1", lane=3)
+    rig.runtime.settle()
+    assert single.bodies() == ["2.1", "3.1"]
