@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..message import Message
 from ..position import Mark, Position, Vector
@@ -107,15 +107,15 @@ class Place(NamedTuple):
     """Where a subscription starts: the next entry's seq and the position before it.
 
     gap: to be told first. skip: per lane, the seq before which that lane's entries are already
-    known to the subscriber, or AHEAD: then those that the vector covers are. history: what
-    follows the vector must be read from the broker's history first; seq means nothing yet.
+    known to the subscriber, or AHEAD: then those that the vector covers are. via: from where
+    what follows the vector is read first; seq means nothing unless it is the log.
     """
 
     seq: int
     vector: Vector
     gap: Gap | None = None
     skip: dict[int, int] | None = None
-    history: bool = False
+    via: Literal["log", "history", "newest"] = "log"
 
 
 class Standing(Enum):
@@ -199,6 +199,10 @@ class Log:
         for mark in marks:
             for vector in (self.start, self.complete, self.head):
                 vector.marks.append(mark)
+
+    def latest(self, count: int) -> list[Entry]:
+        """Return the last `count` entries."""
+        return self._entries[len(self._entries) - count :]
 
     def entries(self) -> list[Entry]:
         """Return everything that is there, oldest first."""

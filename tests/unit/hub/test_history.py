@@ -456,3 +456,16 @@ def test_equal_encodings_share_history_too() -> None:
     rig.runtime.settle()
     assert rig.hub.stats.encodes == encodes + 6, "three chunks, twice"
     assert all(outlet.bodies("xy"[n % 2]) == numbered(1, 30) for n, outlet in enumerate(outlets))
+
+
+def test_those_who_come_from_everywhere_share_what_they_read_together() -> None:
+    rig = rig_with(100, page=None)
+    kept = rig.kept["a"]
+    kept.hold = FakePromise()
+    outlets = [rig.subscribe("a", start=since(f"kept-{n % 50}")) for n in range(500)]
+    encodes = rig.hub.stats.encodes
+    kept.hold.set_result(None)
+    rig.runtime.settle()
+    for number, outlet in enumerate(outlets):
+        assert outlet.bodies() == numbered(number % 50 + 1, 100)
+    assert rig.hub.stats.encodes - encodes <= 500 + 20, "one of its own each, then all the same"
