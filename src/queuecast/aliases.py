@@ -40,6 +40,7 @@ _FORBIDDEN = re.compile(r"[*#/\x00-\x1f\x7f]")
 class _Alias(NamedTuple):
     """segments: of the path; a parameter is its name in a 1-tuple, a literal is text."""
 
+    path: str  # as configured
     segments: tuple[str | tuple[str], ...]
     target: str
     partial: frozenset[str]  # parameters that are only a part of a segment of the target
@@ -89,6 +90,23 @@ class Aliases:
                 for part, text in zip(alias.segments, texts, strict=True)
             ):
                 return _fill(alias, texts, segments)
+        return None
+
+    def at(self, path: str, *, below: bool = False) -> str | None:
+        """Return the alias, as configured, that takes requests for a path; None: there is none.
+
+        below: or for a path that begins with it. The path is plain text.
+        """
+        segments = path[1:].split("/")
+        for length, same_length in self._by_length.items():
+            if length != len(segments) and not (below and length > len(segments)):
+                continue
+            for alias in same_length:
+                if all(
+                    isinstance(part, tuple) or part == text
+                    for part, text in zip(alias.segments, segments, strict=False)
+                ):
+                    return alias.path
         return None
 
     def match(self, path: str) -> Destination | None:
@@ -148,7 +166,7 @@ def _compile(path: str, target: str) -> _Alias:
         raise ConfigError(f"{where}: {error.text}", error.hint) from None
     whole = {found[1] for s in target.split("/") if (found := _PARAMETER.fullmatch(s))}
     partly = {name for s in target.split("/") if not _PARAMETER.fullmatch(s) for name in _names(s)}
-    return _Alias(tuple(segments), target, frozenset(partly | (set(used) - whole)))
+    return _Alias(path, tuple(segments), target, frozenset(partly | (set(used) - whole)))
 
 
 def _names(segment: str) -> list[str]:

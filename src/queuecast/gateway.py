@@ -36,7 +36,7 @@ from .message import Properties
 from .server.loop import LoopRuntime
 from .server.server import Server
 from .server.throttle import Throttle
-from .sessions.services import Services, SessionLimits
+from .sessions.services import Services, SessionLimits, StompOptions
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,10 @@ class Gateway:
             ),
             retry=config.server.retry,
             compression=config.server.compression,
+            stomp=StompOptions(
+                binary=config.server.ws_frame == "binary",
+                http_auth=config.server.stomp_http_auth,
+            ),
         )
         self.services.alias = aliases.match
         self.accounts = self._accounts()

@@ -10,6 +10,7 @@ import msgspec
 from .brokers.base import BindingSpec, ExchangeSpec, QueueSpec
 from .errors import ConfigError
 from .options import option
+from .paths import StompPaths
 
 _HOST_PORT = re.compile(
     r"(?:(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]+)):)?(?P<port>[0-9]{1,5})"
@@ -39,6 +40,28 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
             flag="--stomp-tcp",
         ),
     ] = ""
+    stomp_path: Annotated[
+        str,
+        option("Path of STOMP over WebSocket.", flag="--stomp-path"),
+    ] = "/ws"
+    sockjs_path: Annotated[
+        str,
+        option("Path of STOMP over SockJS; it may be that of `stomp_path`.", flag="--sockjs-path"),
+    ] = "/stomp"
+    ws_frame: Annotated[
+        Literal["text", "binary"],
+        option(
+            "What STOMP frames are sent in over WebSocket: text messages, but binary ones where "
+            "a frame is not UTF-8; or always binary ones."
+        ),
+    ] = "text"
+    stomp_http_auth: Annotated[
+        bool,
+        option(
+            "STOMP clients log in with HTTP Basic on the WebSocket's or SockJS request; `login` "
+            "and `passcode` in their frames are ignored. Not over `stomp_tcp`."
+        ),
+    ] = False
     origins: Annotated[
         tuple[str, ...],
         option(
@@ -76,6 +99,9 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
     retry: Annotated[
         int, option("After what time a cut EventSource comes again.", unit="ms", ge=0)
     ] = 2000
+
+    def stomp_paths(self) -> StompPaths:
+        return StompPaths(self.stomp_path, self.sockjs_path)
 
     def stomp_address(self) -> tuple[str, int] | None:
         """Return host and port of STOMP over TCP, None when it is off; raises ConfigError."""

@@ -325,6 +325,9 @@ def page(node: Node, *arguments: str) -> Iterator[Page]:
     ("client", "version", "host"),
     [
         ("stompjs2", "1.1", "/"),
+        ("webstomp", "1.0", "/"),
+        ("webstomp", "1.1", ""),
+        ("webstomp", "1.2", "127.0.0.1"),
         ("stompjs7", "1.0", ""),
         ("stompjs7", "1.1", "/"),
         ("stompjs7", "1.2", "127.0.0.1"),

@@ -119,6 +119,29 @@ def test_lists_and_tables_in_the_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("stomp", "sockjs"),
+    [("/ws", "/stomp"), ("/ws", "/ws"), ("/app", "/app"), ("/app/v1", "/ws"), ("/stomp", "/stomp")],
+)
+def test_the_paths_of_stomp_may_be_chosen(tmp_path: Path, stomp: str, sockjs: str) -> None:
+    text = f"""
+        [server]
+        stomp_path = "{stomp}"
+        sockjs_path = "{sockjs}"
+        [aliases]
+        "/apps/{{id}}" = "/topic/{{id}}"
+        "/v1/app" = "/topic/a"
+    """
+    paths = load_in(tmp_path, text).server.stomp_paths()
+    assert (paths.websocket, paths.sockjs) == (stomp, sockjs)
+
+
+def test_stomp_may_be_beside_an_alias_but_sockjs_not_above_one(tmp_path: Path) -> None:
+    text = "[server]\n{0}_path = '/a'\n[aliases]\n'/a/b' = '/topic/b'"
+    assert load_in(tmp_path, text.format("stomp")).server.stomp_path == "/a"
+    assert "the alias '/a/b'" in refused(tmp_path, text.format("sockjs"))
+
+
+@pytest.mark.parametrize(
     ("toml", "words"),
     [
         ("[server]\nprot = 1", ["[server]", "'prot'", "did you mean 'port'"]),
@@ -146,6 +169,37 @@ def test_lists_and_tables_in_the_environment(tmp_path: Path) -> None:
         ("[[allow]]\nsubscribe = ['topic/a']", ["allow[0].subscribe[0]", "unknown destination"]),
         ("[aliases]\n'/a/{x}' = '/topic/b'", ["aliases: '/a/{x}'", "parameters"]),
         ("[server]\nprefix = 'push/'", ["server.prefix", "/push"]),
+        ("[server]\nstomp_path = 'ws'", ["server.stomp_path: 'ws' is not a path"]),
+        ("[server]\nstomp_path = '/'", ["server.stomp_path: '/' is not a path"]),
+        ("[server]\nstomp_path = '/a/'", ["server.stomp_path: '/a/' is not a path"]),
+        ("[server]\nstomp_path = '/a/../b'", ["server.stomp_path", "is not a path"]),
+        ("[server]\nstomp_path = '/a?b'", ["server.stomp_path", "is not a path"]),
+        ("[server]\nstomp_path = '/sse'", ["server.stomp_path: '/sse' is /sse, a path of the"]),
+        ("[server]\nstomp_path = '/poll/x'", ["server.stomp_path: '/poll/x' lies under /poll"]),
+        ("[server]\nstomp_path = '/ws/x'", ["server.stomp_path: '/ws/x' lies under /ws"]),
+        ("[server]\nsockjs_path = '/metrics'", ["server.sockjs_path: '/metrics' is /metrics"]),
+        ("[server]\nsockjs_path = '/publish/a'", ["server.sockjs_path", "lies under /publish"]),
+        (
+            "[server]\nstomp_path = '/stomp/raw'",
+            ["server.stomp_path: '/stomp/raw'", "server.sockjs_path '/stomp'"],
+        ),
+        (
+            "[server]\nstomp_path = '/chat'\n[aliases]\n'/chat' = '/topic/chat'",
+            ["server.stomp_path: '/chat'", "the alias '/chat'"],
+        ),
+        (
+            "[server]\nstomp_path = '/a/b'\n[aliases]\n'/a/{x}' = '/topic/{x}'",
+            ["server.stomp_path: '/a/b'", "the alias '/a/{x}'"],
+        ),
+        (
+            "[server]\nsockjs_path = '/a/b'\n[aliases]\n'/a/{x}/c' = '/topic/{x}'",
+            ["server.sockjs_path: '/a/b'", "the alias '/a/{x}/c'"],
+        ),
+        (
+            "[server]\ndemo = true\nstomp_path = '/demo/chat'",
+            ["server.stomp_path: '/demo/chat' lies under /demo"],
+        ),
+        ("[server]\nws_frame = 'blob'", ["server.ws_frame", '"text" or "binary"']),
         ("[server]\norigins = ['*']", ["server.origins[0]", "never"]),
         ("[server]\norigins = ['https://a.example/']", ["server.origins[0]", "not an origin"]),
         ("[server]\ntrusted_proxies = ['10.0.0.0/99']", ["server.trusted_proxies[0]"]),

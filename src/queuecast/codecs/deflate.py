@@ -259,6 +259,13 @@ class DeflateParser(WebSocketParser):
     def pending(self) -> bool:
         return self._is_enough() and bool(self._head)
 
+    def set_limit(self, max_message: int) -> None:
+        pending = self.pending
+        super().set_limit(max_message)
+        if pending:
+            # What is left of a read still waits for a call of its own.
+            self._inflated = max(self._inflated, max_message)
+
     def receive_data(self, data: bytes) -> list[Event]:
         self._inflated = 0
         return super().receive_data(data)

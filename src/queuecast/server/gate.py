@@ -10,15 +10,17 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..aliases import BARE_VERBS, Aliases
 from ..auth.origins import OriginCheck
 from ..errors import BadDestination, QueuecastError, Refused
+from ..paths import DEFAULT_PATHS, StompPaths
 from ..sessions.request import SubscribeRequest, parse_subscribe
 from ..sessions.services import Services
 from ..sessions.stomp import Peer
-from .stomp import peer_of_request
+from .stomp import basic_login, peer_of_request
 from .throttle import Throttle
 
 logger = logging.getLogger(__name__)
@@ -56,9 +58,11 @@ class Gate:
         aliases: Aliases,
         *,
         prefix: str = "",
+        paths: StompPaths = DEFAULT_PATHS,
         is_proxy: Callable[[str], bool] | None = None,
     ) -> None:
         """prefix: a path that a proxy puts before all others and does not strip, like "/push".
+        paths: where STOMP is.
 
         is_proxy: whether a peer's address is a trusted proxy's, whose X-Forwarded-Host counts.
         """
@@ -66,6 +70,7 @@ class Gate:
         self._origins = origins
         self._aliases = aliases
         self._prefix = prefix.rstrip("/")
+        self._paths = paths
         self._is_proxy = is_proxy
         self._throttle = Throttle(logger)
 
@@ -74,6 +79,8 @@ class Gate:
         prefix = self._prefix
         if prefix and (path == prefix or path.startswith(prefix + "/")):
             path = path[len(prefix) :] or "/"
+        if self._paths.is_websocket(path, plain=bool(_DESTINATION.search(query))):
+            return Route("stomp", "")
         for verb in _VERBS:
             if path.startswith(f"/{verb}") and path[len(verb) + 1 : len(verb) + 2] in ("", "/"):
                 return self._verb(verb, path[len(verb) + 1 :], query)
@@ -89,7 +96,7 @@ class Gate:
         # "/sse" = "/topic/news": the bare verb itself can be an alias.
         if f"/{verb}" in BARE_VERBS and self._is_alias(f"/{verb}"):
             return Route(verb, f"/{verb}")
-        return Route("stomp", "") if verb == "ws" else Route(verb, rest)
+        return Route(verb, rest)
 
     def _is_alias(self, path: str) -> bool:
         try:
@@ -130,7 +137,10 @@ class Gate:
 
     def peer(self, headers: Mapping[str, str], transport: asyncio.BaseTransport) -> Peer:
         """Return who asks for STOMP."""
-        return peer_of_request(headers, transport, self._is_proxy)
+        peer = peer_of_request(headers, transport, self._is_proxy)
+        if self._services.stomp.http_auth:
+            peer = replace(peer, login=basic_login(headers.get("authorization")))
+        return peer
 
     def subscription(
         self, route: Route, query: str, headers: Mapping[str, str], cors: Cors

@@ -77,7 +77,15 @@ class Push:
     def _stomp(
         self, transport: asyncio.Transport, headers: Mapping[str, str], key: str, cors: Cors
     ) -> Session:
-        link = WebSocketLink(self._services.limits.frame, key, offered_subprotocols(headers), cors)
+        services = self._services
+        link = WebSocketLink(
+            services.limits.frame,
+            key,
+            offered_subprotocols(headers),
+            cors,
+            extension=negotiate(headers) if services.compression else None,
+            binary=services.stomp.binary,
+        )
         return StompSession(self._services, transport, link, self._gate.peer(headers, transport))
 
     def _refused(

@@ -55,6 +55,7 @@ class Server:
             OriginCheck(server.origins, server.host),
             aliases,
             prefix=server.prefix,
+            paths=server.stomp_paths(),
             is_proxy=_membership(server.trusted_proxies),
         )
         self._push = Push(services, self._gate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import logging
 import socket
@@ -11,7 +12,7 @@ from typing import cast
 
 from ..auth.origins import is_loopback
 from ..sessions.services import Services
-from ..sessions.stomp import Peer, StompSession, plain_host
+from ..sessions.stomp import HttpLogin, Peer, StompSession, plain_host
 from ..sessions.stomp_link import RawLink
 from .connection import Connections
 from .sockets import Sockets
@@ -51,6 +52,21 @@ def peer_of_request(
         loopback = _is_own(client)
     name = plain_host(host.strip())
     return Peer(loopback, frozenset((name,)) if name else frozenset())
+
+
+def basic_login(authorization: str | None) -> HttpLogin:
+    """Return the login of an Authorization header (RFC 7617); None: there is no header."""
+    if authorization is None:
+        return HttpLogin(None)
+    scheme, _, text = authorization.strip().partition(" ")
+    try:
+        decoded = base64.b64decode(text.strip(), validate=True).decode()
+    except ValueError:  # binascii.Error and UnicodeDecodeError are
+        return HttpLogin(None, valid=False)
+    user, colon, passcode = decoded.partition(":")
+    if scheme.lower() != "basic" or not colon:
+        return HttpLogin(None, valid=False)
+    return HttpLogin((user, passcode))
 
 
 def peer_of_socket(transport: asyncio.BaseTransport, listen_host: str) -> Peer:

@@ -98,6 +98,17 @@ class SessionLimits:
     login: float = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class StompOptions:
+    """How STOMP is spoken. binary: all WebSocket messages that we send are binary.
+
+    http_auth: a login comes with the HTTP request (Basic), and those in frames are ignored.
+    """
+
+    binary: bool = False
+    http_auth: bool = False
+
+
 @dataclass(slots=True)
 class Services:
     """The house, as a session sees it.
@@ -118,6 +129,7 @@ class Services:
     alias: Callable[[str], Destination | None] = lambda path: None
     login: Login = no_login
     compression: bool = False
+    stomp: StompOptions = StompOptions()
 
 
 class Transport(Protocol):

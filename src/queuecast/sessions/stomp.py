@@ -45,14 +45,24 @@ _LONGEST_NAME = 255
 
 
 @dataclass(frozen=True, slots=True)
+class HttpLogin:
+    """The login of a client's HTTP request, None when it had none; not valid: unreadable."""
+
+    login: tuple[str, str] | None
+    valid: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """Where a client is. loopback: on this machine. names: what it may have called us.
 
     A `host` header that is one of the names (lower case) means the default virtual host.
+    login: what counts instead of the frames' login and passcode, if they are to be ignored.
     """
 
     loopback: bool
     names: frozenset[str] = frozenset()
+    login: HttpLogin | None = None
 
 
 class StompSession(OrderedSession[Incoming]):
@@ -179,6 +189,11 @@ class StompSession(OrderedSession[Incoming]):
 
     def _credentials(self, frame: Frame) -> tuple[str, str]:
         user, passcode = frame.headers.get("login"), frame.headers.get("passcode")
+        http = self._peer.login
+        if http is not None:
+            if not http.valid:
+                raise StompError("Bad CONNECT", "The Authorization header is not HTTP Basic\n")
+            user, passcode = http.login or (None, None)
         if user is None and passcode is None and self._peer.loopback:
             return DEFAULT_USER
         if user is None or passcode is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..codecs import deflate
 from ..codecs.websocket import BINARY, TEXT, frame_header
 from .encodings import is_utf8
 
@@ -43,10 +44,24 @@ class RawFraming(Framing):
 
 @dataclass(frozen=True, slots=True)
 class WebSocketFraming(Framing):
-    """A WebSocket message for each frame: text, unless the frame is not UTF-8."""
+    """A WebSocket message for each frame: text, unless the frame is not UTF-8.
+
+    binary: never text. deflate: what a cohort shares goes out with permessage-deflate where it
+    pays; it must be negotiated. What is for one client alone does not, as the RFC allows.
+    """
+
+    binary: bool = False
+    deflate: bool = False
 
     def wrap(self, frame: bytes, *, text: bool = True) -> bytes:
-        return frame_header(TEXT if text else BINARY, len(frame)) + frame
+        opcode = TEXT if text and not self.binary else BINARY
+        return frame_header(opcode, len(frame)) + frame
+
+    def wrap_shared(self, frame: bytes, *, text: bool) -> bytes:
+        if not self.deflate:
+            return self.wrap(frame, text=text)
+        opcode, payload = deflate.pack(TEXT if text and not self.binary else BINARY, frame)
+        return frame_header(opcode, len(payload)) + payload
 
 
 RAW = RawFraming()

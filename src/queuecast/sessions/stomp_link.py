@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol, TypeAlias
 
 from ..codecs import websocket
+from ..codecs.deflate import DeflateParser
 from ..codecs.stomp import Event as StompEvent
 from ..codecs.stomp import Fault, Frame, Heartbeat, StompLimits, StompParser
 from ..codecs.websocket import WebSocketParser, close_frame, ping_frame, pong_frame
@@ -111,6 +112,8 @@ class WebSocketLink:
     """STOMP in WebSocket messages. key: the handshake's; headers: more lines of its answer.
 
     A frame that we send is one message; those of the client may span messages and share them.
+    extension: what deflate.negotiate answers to the client's offers. binary: our messages are
+    never text.
     """
 
     __slots__ = ("_frame", "_opening", "_parser", "_socket", "framing")
@@ -123,12 +126,19 @@ class WebSocketLink:
         key: str,
         offered: Iterable[str] = (),
         headers: Iterable[tuple[str, str]] = (),
+        *,
+        extension: str | None = None,
+        binary: bool = False,
     ) -> None:
-        self.framing: Framing = WebSocketFraming()
+        self.framing: Framing = WebSocketFraming(binary=binary, deflate=extension is not None)
         self._frame = frame
-        self._socket = WebSocketParser(min(frame, BEFORE_LOGIN))
+        parser = WebSocketParser if extension is None else DeflateParser
+        # For a compressed message it is the bound of what it inflates to.
+        self._socket = parser(min(frame, BEFORE_LOGIN))
         self._parser = StompParser(stomp_limits(frame))
-        self._opening = handshake_response(key, choose_subprotocol(offered), headers)
+        self._opening = handshake_response(
+            key, choose_subprotocol(offered), headers, extension=extension
+        )
 
     @property
     def pending(self) -> bool:

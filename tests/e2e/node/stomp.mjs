@@ -34,17 +34,42 @@ if (client === "stompjs2") {
     if (line === "bye") stomp.disconnect(() => process.exit(0));
     else stomp.send(destination, {}, line);
   });
+} else if (client === "webstomp") {
+  const webstomp = createRequire(import.meta.url)("webstomp-client");
+  const ws = new WebSocket(url, [protocol]);
+  const stomp = webstomp.over(ws, {
+    debug: false,
+    protocols: [protocol],
+    heartbeat: { outgoing: 1000, incoming: 1000 },
+  });
+  const headers = { login: "guest", passcode: "guest", ...(host ? { host } : {}) };
+  stomp.onreceipt = (frame) => tell("receipt", shown(frame));
+  stomp.connect(
+    headers,
+    (frame) => {
+      tell("connected", { ...shown(frame), extensions: ws.extensions });
+      stomp.subscribe(destination, (message) => tell("message", shown(message)), {
+        receipt: "ready",
+      });
+    },
+    (error) => tell("error", error.command ? shown(error) : { body: `closed: ${error.code}` }),
+  );
+  commands.on("line", (line) => {
+    if (line === "bye") stomp.disconnect(() => process.exit(0));
+    else stomp.send(destination, line);
+  });
 } else {
   const { Client, Versions } = await import("@stomp/stompjs");
+  let ws;
   const stomp = new Client({
-    webSocketFactory: () => new WebSocket(url, [protocol]),
+    webSocketFactory: () => (ws = new WebSocket(url, [protocol])),
     stompVersions: new Versions([version]),
     connectHeaders: { login: "guest", passcode: "guest", ...(host ? { host } : {}) },
     heartbeatIncoming: 1000,
     heartbeatOutgoing: 1000,
     reconnectDelay: 0,
     onConnect: (frame) => {
-      tell("connected", shown(frame));
+      tell("connected", { ...shown(frame), extensions: ws.extensions });
       stomp.watchForReceipt("ready", (receipt) => tell("receipt", shown(receipt)));
       stomp.subscribe(destination, (message) => tell("message", shown(message)), {
         receipt: "ready",

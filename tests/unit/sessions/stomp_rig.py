@@ -166,8 +166,21 @@ class House:
         client.log_in()
         return client
 
-    def websocket(self, offered: tuple[str, ...] = (), peer: Peer = HERE) -> Client:
-        link = WebSocketLink(self.services.limits.frame, "dGhlIHNhbXBsZSBub25jZQ==", offered)
+    def websocket(
+        self,
+        offered: tuple[str, ...] = (),
+        peer: Peer = HERE,
+        *,
+        extension: str | None = None,
+        binary: bool = False,
+    ) -> Client:
+        link = WebSocketLink(
+            self.services.limits.frame,
+            "dGhlIHNhbXBsZSBub25jZQ==",
+            offered,
+            extension=extension,
+            binary=binary,
+        )
         return Client(self, link, peer)
 
     def append(self, destination: str, *bodies: bytes, key: str = "a") -> None:
