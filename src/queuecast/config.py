@@ -109,6 +109,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                     raise ConfigError(f"{table}[{index}].name: {name!r} is empty or there twice")
         for _ in self.bridge_pairs():
             pass
+        self.server.check_client_url()
         self.server.stomp_paths().check(Aliases(self.aliases), demo=self.server.demo)
         if not self.rules() and not self.server.allow_anyone:
             _refuse_reach(self.server)

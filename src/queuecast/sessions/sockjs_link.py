@@ -11,10 +11,19 @@ import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..codecs import sockjs, websocket
+from ..codecs import deflate, sockjs, websocket
+from ..codecs.deflate import DeflateParser
 from ..codecs.sockjs import SockJsError, Wire
 from ..codecs.stomp import StompParser
-from ..codecs.websocket import WebSocketParser, close_frame, ping_frame, pong_frame, text_frame
+from ..codecs.websocket import (
+    TEXT,
+    WebSocketParser,
+    close_frame,
+    frame_header,
+    ping_frame,
+    pong_frame,
+    text_frame,
+)
 from ..codecs.websocket_handshake import handshake_response
 from .stomp_framing import Framing
 from .stomp_link import BEFORE_LOGIN, Broken, Incoming, Left, Reply, incoming, stomp_limits
@@ -25,10 +34,18 @@ _LENGTH = b"content-length:"
 
 @dataclass(frozen=True, slots=True)
 class SockJsWebSocketFraming(Framing):
-    """A SockJS frame in a WebSocket message for each STOMP frame."""
+    """A SockJS frame in a WebSocket message for each STOMP frame. deflate: see WebSocketFraming."""
+
+    deflate: bool = False
 
     def wrap(self, frame: bytes, *, text: bool = True) -> bytes:
         return text_frame(sockjs.message(_as_text(frame, text)))
+
+    def wrap_shared(self, frame: bytes, *, text: bool) -> bytes:
+        if not self.deflate:
+            return self.wrap(frame, text=text)
+        opcode, payload = deflate.pack(TEXT, sockjs.message(_as_text(frame, text)))
+        return frame_header(opcode, len(payload)) + payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +85,20 @@ class SockJsWebSocketLink:
 
     bare = False
 
-    def __init__(self, frame: int, key: str, headers: Iterable[tuple[str, str]] = ()) -> None:
-        self.framing: Framing = SockJsWebSocketFraming()
+    def __init__(
+        self,
+        frame: int,
+        key: str,
+        headers: Iterable[tuple[str, str]] = (),
+        *,
+        extension: str | None = None,
+    ) -> None:
+        self.framing: Framing = SockJsWebSocketFraming(deflate=extension is not None)
         self._frame = frame
-        self._socket = WebSocketParser(min(frame, BEFORE_LOGIN))
+        parser = WebSocketParser if extension is None else DeflateParser
+        self._socket = parser(min(frame, BEFORE_LOGIN))
         self._parser = StompParser(stomp_limits(frame))
-        self._opening = handshake_response(key, headers=headers)
+        self._opening = handshake_response(key, headers=headers, extension=extension)
 
     @property
     def pending(self) -> bool:

@@ -175,5 +175,3 @@ class PollReceiver:
         if not self.answer.done() and not self._parts:
             self.last(sockjs.HEARTBEAT)
             self._session.detach(self)
-
-

@@ -88,10 +88,7 @@ def test_the_words_of_the_protocol() -> None:
     assert Wire.XHR.wrap(sockjs.OPEN) == b"o\n"
     assert Wire.EVENTSOURCE.wrap(sockjs.OPEN) == b"data: o\r\n\r\n"
     assert Wire.HTMLFILE.wrap(sockjs.OPEN) == b'<script>\np("o");\n</script>\r\n'
-    assert (
-        Wire.HTMLFILE.wrap(sockjs.message("x"))
-        == b'<script>\np("a[\\"x\\"]");\n</script>\r\n'
-    )
+    assert Wire.HTMLFILE.wrap(sockjs.message("x")) == b'<script>\np("a[\\"x\\"]");\n</script>\r\n'
     assert sockjs.jsonp("callback", b"o") == b'/**/callback("o");\r\n'
     assert sockjs.jsonp("x", sockjs.message("b")) == b'/**/x("a[\\"b\\"]");\r\n'
 
@@ -234,5 +231,13 @@ def test_no_iframes_addresses(rest: str) -> None:
 def test_addresses_among_others() -> None:
     for rest in ("/info", "/websocket", "/iframe.html", "/123/abc/websocket", "/000/a/xhr"):
         assert sockjs.is_unmistakable(rest)
-    for rest in ("", "/", "/exchange/events/xhr", "/topic/a", "/queue/websocket", "/12/a/xhr", "/123/a/b"):
+    for rest in (
+        "",
+        "/",
+        "/exchange/events/xhr",
+        "/topic/a",
+        "/queue/websocket",
+        "/12/a/xhr",
+        "/123/a/b",
+    ):
         assert not sockjs.is_unmistakable(rest)
