@@ -395,6 +395,7 @@ class SockJsSessions:
                 "limits.sockjs_sessions raises it",
             )
         session = self._sessions[id] = SockJsSession(self, id, wire, peer, origin)
+        self.unattended(session)
         return session
 
     def attended(self, session: SockJsSession) -> None:
