@@ -123,7 +123,7 @@ async def test_info() -> None:
 async def test_info_of_other_settings() -> None:
     settings = {"sockjs_websocket": False, "sockjs_cookie": True}
     async with running(server=settings) as house:
-        status, headers, body = await ask(house, "GET", "/stomp/info")
+        _, headers, body = await ask(house, "GET", "/stomp/info")
         info = json.loads(body)
         assert (info["websocket"], info["cookie_needed"]) == (False, True)
         assert "set-cookie" not in headers
