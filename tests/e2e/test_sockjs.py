@@ -16,7 +16,6 @@ from aiohttp import web
 from tests.conftest import Node
 from tests.e2e.clients import PATIENCE, gateway, until
 from tests.e2e.test_stomp import Behind, Page, behind
-from tests.support.processes import free_port
 from tests.support.proxy import TcpProxy
 from tests.support.servers import unique
 
@@ -171,18 +170,18 @@ async def site(node: Node) -> AsyncIterator[Site]:
         "/sockjs.js": (modules / "sockjs-client/dist/sockjs.min.js").read_text(),
         "/stomp.min.js": (modules / "stompjs/lib/stomp.min.js").read_text(),
     }
-    made = Site(free_port(), {name: ("text/javascript", text) for name, text in files.items()})
+    served = {name: ("text/javascript", text) for name, text in files.items()}
 
     async def serve(request: web.BaseRequest) -> web.Response:
-        if request.path not in made.files:
+        if request.path not in served:
             return web.Response(status=404)
-        kind, body = made.files[request.path]
+        kind, body = served[request.path]
         return web.Response(text=body, content_type=kind)
 
     runner = web.ServerRunner(web.Server(serve))
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", made.port).start()
-    yield made
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield Site(runner.addresses[0][1], served)
     await runner.cleanup()
 
 
@@ -270,34 +269,52 @@ async def test_the_articles_page_over_jsonp(site: Site, page: BrowserPage) -> No
 
 
 EVIL = "https://evil.example"
+FRAME = '<!doctype html><iframe src="FRAMED"></iframe>'
+
+
+async def show_evil(page: BrowserPage, files: dict[str, tuple[str, str]]) -> None:
+    """Open a page of somebody else's site, whose files come from nowhere."""
+
+    async def serve(route: Any) -> None:
+        kind, body = files[urlsplit(route.request.url).path]
+        await route.fulfill(body=body, content_type=kind)
+
+    await page.route(f"{EVIL}/**", serve)
+    # Else the browser itself would keep a page of the world from this machine.
+    await page.context.grant_permissions(["local-network-access"], origin=EVIL)
+    await page.goto(EVIL)
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("transport", [*TRANSPORTS, "iframe-eventsource", "jsonp-polling"])
 async def test_pages_of_others_cannot_connect(
-    site: Site, page: BrowserPage, transport: str
+    site: Site, page: BrowserPage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = {
-        "/": ("text/html", PAGE),
-        "/sockjs.min.js": ("text/javascript", site.files["/sockjs.js"][1]),
-        "/sockjs.js": site.files["/sockjs.js"],
-        "/stomp.min.js": site.files["/stomp.min.js"],
-    }
-    async with gateway(server={"grace": "2s", "sockjs_client_url": f"{EVIL}/sockjs.js"}) as running:
-        files["/"] = ("text/html", PAGE.replace("OPEN", f'new SockJS("{running.url}/stomp")'))
-        library = files["/sockjs.js"][1] + CHOOSE.replace("TRANSPORTS", f'["{transport}"]')
-        files["/sockjs.min.js"] = ("text/javascript", library)
+    async with gateway(server={"grace": "2s"}) as running:
+        files = {
+            "/": ("text/html", PAGE.replace("OPEN", f'new SockJS("{running.url}/stomp")')),
+            "/sockjs.min.js": site.files["/sockjs.js"],
+            "/stomp.min.js": site.files["/stomp.min.js"],
+        }
+        await show_evil(page, files)
+        await page.wait_for_function("ws.readyState === 3", timeout=PATIENCE * 1000)
+    assert f"refused: pages of '{EVIL}' may not use this gateway" in caplog.text
 
-        async def serve(route: Any) -> None:
-            kind, body = files[urlsplit(route.request.url).path]
-            await route.fulfill(body=body, content_type=kind)
 
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        await page.route(f"{EVIL}/**", serve)
-        # Else the browser itself would keep a page of the world from this machine.
-        await page.context.grant_permissions(["local-network-access"], origin=EVIL)
-        await page.goto(EVIL)
-        await page.wait_for_function("made.readyState === 3", timeout=PATIENCE * 1000)
-        assert any(url.startswith(running.url) for url in asked)
-        assert len(running.gateway.server._sockjs._sessions) == 0
+@pytest.mark.browser
+async def test_pages_of_others_cannot_frame_the_iframe(site: Site, page: BrowserPage) -> None:
+    """In the iframe they would be of the gateway's own origin."""
+    script = f"http://localhost:{site.port}/sockjs.js"
+    async with gateway(server={"grace": "2s", "sockjs_client_url": script}) as running:
+        framed = f"{running.url}/stomp/iframe.html"
+        answered = asyncio.ensure_future(
+            page.wait_for_event("response", lambda response: response.url == framed)
+        )
+        await asyncio.sleep(0)
+        await show_evil(page, {"/": ("text/html", FRAME.replace("FRAMED", framed))})
+        assert (await answered).status == 200
+        frame = page.frames[1]
+        await until(lambda: frame.url == "chrome-error://chromewebdata/", "the frame is blocked")
+        site.files["/frame"] = ("text/html", FRAME.replace("FRAMED", framed))
+        await page.goto(f"http://localhost:{site.port}/frame")
+        frame = page.frames[1]
+        await frame.wait_for_function("window.SockJS !== undefined", timeout=PATIENCE * 1000)
