@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
+import socket
 from typing import Any
 
 import pytest
@@ -443,6 +445,50 @@ async def test_an_answer_ends_when_it_is_long_enough(
             got += await again.until(b"\n")
         assert [b"\\n\\n%03dx" % n in got for n in range(8)] == [True] * 8
         assert got.count(b"MESSAGE") == 8
+
+
+@pytest.mark.parametrize("way", ["door", "aiohttp"])
+async def test_a_client_that_reads_late_misses_nothing(way: str) -> None:
+    """Its answer ends only when the socket has all of it, and the next one goes on."""
+    async with running(log={"bytes": "16MB"}) as house:
+        where = place()
+        asked = request("POST", where + "/xhr_streaming", body=b"")
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(narrow, ("127.0.0.1", house.port))
+        client = Client(*await asyncio.open_connection(sock=narrow, limit=1 << 24))
+        if way == "aiohttp":
+            await client.send(request("GET", "/stomp/info"))
+            assert (await client.response())[0] == 200
+        await client.send(asked)
+        await client.until(b"o\n")
+        await send(house, where, LOGIN, "SUBSCRIBE\nid:1\ndestination:/topic/a\nreceipt:1\n\n\0")
+        await client.until(b"RECEIPT")
+        await client.until(b"\n")
+        (session,) = house.server._sockjs._sessions
+        (connection,) = house.server.connections
+        theirs = connection.transport.get_extra_info("socket")
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        # asyncio's reader stops at twice its limit; the socket itself holds little.
+        client.writer.transport.pause_reading()
+        for n in range(200):
+            await house.publish("/topic/a", b"%03d" % n + b"x" * 20_000)
+        await house.eventually(lambda: session.full)
+        client.writer.transport.resume_reading()
+        got = await client.rest()
+        client.writer.close()
+        answers = 1
+        while b"199x" not in got:
+            again = await stream(house, way, "POST", where + "/xhr_streaming")
+            await again.until(b"h\n")
+            answers += 1
+            while not again.reader.at_eof() and b"199x" not in got:
+                part = await asyncio.wait_for(again.reader.read(1 << 20), TIMEOUT)
+                got += part
+        assert answers > 10
+        assert re.findall(rb"\\n\\n(\d\d\d)x", got) == [b"%03d" % n for n in range(200)]
+        assert got.count(b"MESSAGE") == 200
 
 
 async def test_two_streams_at_once() -> None:

@@ -147,8 +147,10 @@ class Server:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
         self._web.end_polls()
-        self._sockjs.disconnect_all(reason)
-        await self.connections.disconnect_all(reason, grace * _SPREAD)
+        await asyncio.gather(
+            self.connections.disconnect_all(reason, grace * _SPREAD),
+            self._sockjs.disconnect_all(reason, grace * _SPREAD),
+        )
         if self._http is not None:
             # After the listener: else a connection accepted meanwhile is nobody's. It waits twice,
             # for the answer and for the task behind it.

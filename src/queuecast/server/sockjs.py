@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import hashlib
+import logging
 import re
 import secrets
 import time
@@ -32,11 +33,13 @@ from ..sessions.sockjs import SockJsSession, SockJsSessions
 from ..sessions.sockjs_link import SockJsWebSocketLink
 from ..sessions.sockjs_receivers import PollReceiver, StreamReceiver
 from ..sessions.stomp import StompSession
-from .connection import Session
+from .connection import Session, evenly
 from .gate import Cors, Gate, Route
 from .handler import Handler
 from .refusal import Refusal
 from .uploads import Uploads
+
+logger = logging.getLogger(__name__)
 
 _NO_CACHE: Final = ("Cache-Control", "no-store, no-cache, must-revalidate, max-age=0")
 _YEAR: Final = 31_536_000  # seconds
@@ -112,9 +115,17 @@ class SockJs:
         self._etag = f'"{hashlib.sha256(self._page).hexdigest()[:32]}"'
         self.draining = False
 
-    def disconnect_all(self, reason: Disconnect) -> None:
-        """End every session over HTTP."""
-        self._sessions.disconnect_all(reason)
+    async def disconnect_all(self, reason: Disconnect, spread: float) -> None:
+        """End every session over HTTP, evenly over `spread` seconds."""
+
+        def disconnect(session: SockJsSession) -> None:
+            try:
+                session.disconnect(reason)
+            except Exception:
+                logger.exception("a session could not be disconnected")
+                session.abort()
+
+        await evenly(list(self._sessions), spread, disconnect)
 
     def sweep(self, now: float) -> None:
         """End what nobody asks for any more; called about once a second."""

@@ -18,6 +18,7 @@ from elsewhere if it was opened on this machine.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from ..codecs import sockjs
@@ -421,10 +422,8 @@ class SockJsSessions:
             del self._sessions[session.id]
         if now >= self._next_beat:
             self._next_beat = now + self.heartbeat
-            for session in list(self._sessions.values()):
+            for session in self:
                 session.heartbeat(now)
 
-    def disconnect_all(self, reason: Disconnect) -> None:
-        """Tell everybody that the gateway is going."""
-        for session in list(self._sessions.values()):
-            session.disconnect(reason)
+    def __iter__(self) -> Iterator[SockJsSession]:
+        yield from list(self._sessions.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 from ..codecs import sockjs
 from ..codecs.sockjs import Wire
@@ -17,19 +17,37 @@ RESPONSE: Final = 128 * 1024
 POLL: Final = 64 * 1024
 
 
+class StreamTransport(Transport, Protocol):
+    """A socket that says how much of what was written is still here; asyncio's do."""
+
+    def get_write_buffer_size(self) -> int: ...
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+
 class StreamReceiver:
     """An answer that goes on: xhr_streaming, eventsource, htmlfile.
 
-    It is the session of its connection (server.connection.Session), and a receiver.
+    It is the session of its connection (server.connection.Session), and a receiver. It ends in
+    order only once the socket has all of it: a client like EventSource cannot tell an end from a
+    cut, and would go on behind a hole.
     """
 
-    __slots__ = ("_done", "_head", "_paused", "_sent", "_session", "_transport", "wire")
+    __slots__ = (
+        "_done",
+        "_draining",
+        "_head",
+        "_paused",
+        "_sent",
+        "_session",
+        "_transport",
+        "wire",
+    )
 
     polls = False
     holds = False
 
     def __init__(
-        self, transport: Transport, session: SockJsSession, wire: Wire, head: bytes
+        self, transport: StreamTransport, session: SockJsSession, wire: Wire, head: bytes
     ) -> None:
         """head: the head of the answer and its prelude."""
         self.wire = wire
@@ -38,12 +56,14 @@ class StreamReceiver:
         self._head = head
         self._paused = False
         self._sent = 0
+        # Long enough, but not all of it has left.
+        self._draining = False
         self._done = False
 
     @property
     def paused(self) -> bool:
-        """Whether the socket takes no more."""
-        return self._paused
+        """Whether the socket takes no more, or the answer is long enough."""
+        return self._paused or self._draining
 
     # -- the session's calls --------------------------------------------------------------
 
@@ -51,9 +71,15 @@ class StreamReceiver:
         """Write frames; the answer ends once it is long enough."""
         self._transport.write(data)
         self._sent += len(data)
-        if self._sent >= RESPONSE and not self._done:
+        if self._sent < RESPONSE or self._draining or self._done:
+            return
+        if self._transport.get_write_buffer_size() == 0:
             self._end()
             self._session.detach(self)
+            return
+        self._draining = True
+        # So that it is told when nothing is left.
+        self._transport.set_write_buffer_limits(high=0)
 
     def last(self, frame: bytes) -> None:
         """Write one frame and end."""
@@ -94,11 +120,15 @@ class StreamReceiver:
     def resume_writing(self) -> None:
         """The socket takes bytes again."""
         self._paused = False
+        if self._draining and not self._done:
+            self._end()
+            self._session.detach(self)
+            return
         self._session.flow()
 
     def heartbeat(self, now: float) -> None:
         """Give a sign of life."""
-        if not self._paused and not self._done:
+        if not self.paused and not self._done:
             self._transport.write(self.wire.wrap(sockjs.HEARTBEAT))
 
     def disconnect(self, reason: Disconnect) -> None:

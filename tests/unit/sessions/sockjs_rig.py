@@ -37,12 +37,27 @@ class Rig:
             self.runtime.settle()
 
 
+class StreamSocket(FakeTransport):
+    """A socket with a buffer. stuck: bytes in it that the other side does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stuck = 0
+        self.high: int | None = 64 * 1024
+
+    def get_write_buffer_size(self) -> int:
+        return self.stuck
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.high = high
+
+
 class Stream:
     """A streaming request: its socket, and what of it was read."""
 
     def __init__(self, browser: Browser) -> None:
         self.wire = browser.wire
-        self.transport = FakeTransport()
+        self.transport = StreamSocket()
         self.receiver = StreamReceiver(self.transport, browser.session, browser.wire, HEAD)
         self.receiver.start()
         browser.rig.runtime.settle()

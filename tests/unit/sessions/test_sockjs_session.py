@@ -155,6 +155,32 @@ def test_an_answer_that_is_long_enough_ends_and_the_next_goes_on() -> None:
     assert not browser.session.over
 
 
+def test_an_answer_ends_only_when_the_socket_has_all_of_it() -> None:
+    """An EventSource cannot tell the end of an answer from a cut."""
+    rig = Rig()
+    for cut in (False, True):
+        browser, stream = streaming(rig)
+        stream.transport.stuck = 1
+        while stream.transport.high != 0:
+            rig.house.append("/topic/a", b"x" * 50_000)
+        written = len(stream.transport.written)
+        assert written >= RESPONSE
+        stream.receiver.pause_writing()
+        rig.house.append("/topic/a", b"next")
+        assert len(stream.transport.written) == written, "it takes no more"
+        assert not stream.transport.closed
+        if cut:
+            stream.cut()
+            assert browser.session.over
+            continue
+        stream.transport.stuck = 0
+        stream.receiver.resume_writing()
+        assert stream.transport.closed
+        stream.receiver.connection_lost()
+        (found,) = browser.stream().take()
+        assert bodies(found) == [b"next"]
+
+
 def test_a_full_socket_pauses_the_conversation() -> None:
     rig = Rig()
     _, stream = streaming(rig)
@@ -379,13 +405,15 @@ def test_the_gateway_stops() -> None:
     assert browser.poll() is None
     _, stream = streaming(rig)
     resting = subscribed(rig)
-    rig.sessions.disconnect_all(SHUTDOWN)
+    for session in rig.sessions:
+        session.disconnect(SHUTDOWN)
     (error,) = stomp_frames(browser.answered())
     assert error.headers["message"] == "shutdown"
     assert browser.poll() == ["c", [1012, SHUTDOWN.text]]
     assert stream.take()[1] == ["c", [1012, SHUTDOWN.text]]
     assert stomp_frames(resting.poll())[0].command == "ERROR"
-    rig.sessions.disconnect_all(SHUTDOWN)
+    for session in rig.sessions:
+        session.disconnect(SHUTDOWN)
     assert rig.house.accounts == 0
 
 
