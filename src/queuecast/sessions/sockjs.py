@@ -180,7 +180,6 @@ class SockJsSession:
             if held:
                 receiver.write(b"".join(held))
             receiver.last(self._ending)
-            self._sessions.unattended(self)
             return False
         self._receiver = receiver
         self._sessions.attended(self)
