@@ -228,7 +228,7 @@ class Web:
             404,
             "not_found",
             "there is nothing at this address",
-            "known are /sse/…, /ws/…, /poll/…, /publish/…, /healthz and /readyz",
+            "known are /sse/…, /ws/…, /stomp/…, /poll/…, /publish/…, /healthz and /readyz",
         )
 
     async def _emptied(self, request: web.BaseRequest) -> bool:
