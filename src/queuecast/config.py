@@ -135,6 +135,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             pass
         self.retain_rules()
         self.slow_rules()
+        self.server.check_client_url()
         self.server.stomp_paths().check(Aliases(self.aliases), demo=self.server.demo)
         if not self.rules() and not self.server.allow_anyone:
             _refuse_reach(self.server)

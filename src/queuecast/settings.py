@@ -16,6 +16,9 @@ _HOST_PORT = re.compile(
     r"(?:(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]+)):)?(?P<port>[0-9]{1,5})"
 )
 
+# It stands in a page, between quotes.
+_SCRIPT_URL = re.compile(r"(?:https?:/)?/[A-Za-z0-9._~:/?#@!$&()*+,;=%\[\]-]+")
+
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
@@ -48,6 +51,20 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
         str,
         option("Path of STOMP over SockJS; it may be that of `stomp_path`.", flag="--sockjs-path"),
     ] = "/stomp"
+    sockjs_websocket: Annotated[
+        bool, option("SockJS clients may use WebSocket; otherwise HTTP alone.")
+    ] = True
+    sockjs_cookie: Annotated[
+        bool,
+        option("SockJS answers set the cookie `JSESSIONID`, for load balancers that need it."),
+    ] = False
+    sockjs_client_url: Annotated[
+        str,
+        option(
+            "Where SockJS's iframe page loads sockjs-client from, the version that your pages "
+            "have; there are no iframe transports when empty."
+        ),
+    ] = ""
     ws_frame: Annotated[
         Literal["text", "binary"],
         option(
@@ -99,6 +116,14 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
     retry: Annotated[
         int, option("After what time a cut EventSource comes again.", unit="ms", ge=0)
     ] = 2000
+
+    def check_client_url(self) -> None:
+        """Raise ConfigError for a sockjs_client_url that no page could load."""
+        if self.sockjs_client_url and not _SCRIPT_URL.fullmatch(self.sockjs_client_url):
+            raise ConfigError(
+                f"server.sockjs_client_url: {self.sockjs_client_url!r} is no script's address",
+                'e.g. "https://cdn.example/sockjs-1.6.1.min.js" or "/static/sockjs.min.js"',
+            )
 
     def stomp_paths(self) -> StompPaths:
         return StompPaths(self.stomp_path, self.sockjs_path)
@@ -166,6 +191,9 @@ class LimitsConfig(_Table, frozen=True, kw_only=True):
         option("Connections at a time; 0 is what the limit on open files allows.", ge=0),
     ] = 0
     subscriptions: Annotated[int, option("Subscriptions of one connection.", ge=1)] = 100
+    sockjs_sessions: Annotated[
+        int, option("SockJS sessions over HTTP (streaming, polling) at a time.", ge=1)
+    ] = 10_000
     batch: Annotated[int, option("Messages in one JSON batch.", ge=1)] = 1000
     batch_bytes: Annotated[int, option("Body of one JSON batch.", kind="size", ge=1)] = 8 << 20
     publishes: Annotated[

@@ -294,30 +294,30 @@ async def test_a_client_that_waits_to_send_its_body() -> None:
 async def test_a_body_that_never_ends() -> None:
     async with running() as house:
         house.server.limits = limits = replace(house.server.limits, body_seconds=0.05)
-        publisher = house.server._web._publisher
-        publisher._limits = limits
+        uploads = house.server._web._uploads
+        uploads._limits = limits
         client = await house.connect(request("POST", "/publish/topic/a", "Content-Length: 9"))
         status, problem = await client.problem()
         assert (status, problem["code"]) == (400, "bad_request")
         assert "not complete" in problem["text"]
-        assert publisher._uploading == 0
+        assert uploads._uploading == 0
 
 
 async def test_uploads_are_bounded_together() -> None:
     async with running() as house:
-        publisher = house.server._web._publisher
-        publisher._limits = replace(publisher._limits, uploads=100)
+        uploads = house.server._web._uploads
+        uploads._limits = replace(uploads._limits, uploads=100)
         slow = await house.connect(request("POST", "/publish/topic/a", "Content-Length: 90") + b"x")
-        await house.eventually(lambda: publisher._uploading == 1)
+        await house.eventually(lambda: uploads._uploading == 1)
         # What is only announced keeps nobody else out.
         assert (await ask(house, request("POST", "/publish/topic/a", body=b"x" * 11)))[0] == 200
         await slow.send(b"x" * 88)
-        await house.eventually(lambda: publisher._uploading == 89)
+        await house.eventually(lambda: uploads._uploading == 89)
         status, _, problem = await ask(house, request("POST", "/publish/topic/a", body=b"x" * 12))
         assert (status, problem["code"], problem["retry"]) == (429, "limit", True)
         await slow.send(b"x")
         assert (await slow.response())[0] == 200
-        await house.eventually(lambda: publisher._uploading == 0)
+        await house.eventually(lambda: uploads._uploading == 0)
         assert (await ask(house, request("POST", "/publish/topic/a", body=b"x" * 11)))[0] == 200
 
 

@@ -169,6 +169,14 @@ def test_stomp_may_be_beside_an_alias_but_sockjs_not_above_one(tmp_path: Path) -
         ("[[allow]]\nsubscribe = ['topic/a']", ["allow[0].subscribe[0]", "unknown destination"]),
         ("[aliases]\n'/a/{x}' = '/topic/b'", ["aliases: '/a/{x}'", "parameters"]),
         ("[server]\nprefix = 'push/'", ["server.prefix", "/push"]),
+        (
+            "[server]\nsockjs_client_url = 'sockjs.js'",
+            ["server.sockjs_client_url: 'sockjs.js' is no script's address", "https://cdn.example"],
+        ),
+        (
+            """[server]\nsockjs_client_url = 'https://a.example/"><script>'""",
+            ["server.sockjs_client_url", "is no script's address"],
+        ),
         ("[server]\nstomp_path = 'ws'", ["server.stomp_path: 'ws' is not a path"]),
         ("[server]\nstomp_path = '/'", ["server.stomp_path: '/' is not a path"]),
         ("[server]\nstomp_path = '/a/'", ["server.stomp_path: '/a/' is not a path"]),

@@ -94,6 +94,18 @@ class OriginCheck:
             answer["Access-Control-Allow-Private-Network"] = "true"
         return answer
 
+    def ancestors(self, headers: Mapping[str, str], *, trusted_proxy: bool = False) -> str:
+        """Return whose pages may frame ours, as the sources of a CSP's frame-ancestors."""
+        sources = ["'self'", *sorted(origin for origin in self._origins if _netloc(origin))]
+        host = _host(headers, trusted_proxy)
+        if is_loopback(_split_host(host)[0]) if host else self._loopback:
+            sources += [
+                f"{scheme}://{name}:*"
+                for scheme in _DEFAULT_PORTS
+                for name in ("localhost", "*.localhost", "127.0.0.1")
+            ]
+        return " ".join(sources)
+
     def _check_host(self, host: str) -> None:
         if self._host_fits(host):
             return

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
 
 from ..disconnect import Disconnect
 from .sockets import Sockets
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # What the kernel does not take at once and we hold for a client; beyond it the session stands
 # still. A client that never reads costs this much and one write (64 KB or one message).
@@ -152,23 +155,31 @@ class Connections:
 
     async def disconnect_all(self, reason: Disconnect, spread: float) -> None:
         """Close everybody, evenly over `spread` seconds: their reconnects come as spread."""
-        everybody = list(self)
-        step = 0.05
-        rounds = max(1, int(spread / step))
-        share = -(-len(everybody) // rounds)
-        for start in range(0, len(everybody), max(1, share)):
-            if start:
-                await asyncio.sleep(step)
-            for connection in everybody[start : start + share]:
-                if connection.transport.is_closing():
-                    continue
-                try:
-                    connection.session.disconnect(reason)
-                except Exception:
-                    logger.exception("a session could not be disconnected")
-                    connection.transport.abort()
+        await evenly(list(self), spread, partial(self._disconnect, reason))
+
+    @staticmethod
+    def _disconnect(reason: Disconnect, connection: Connection) -> None:
+        if connection.transport.is_closing():
+            return
+        try:
+            connection.session.disconnect(reason)
+        except Exception:
+            logger.exception("a session could not be disconnected")
+            connection.transport.abort()
 
     def abort_all(self) -> None:
         """Cut off whoever is still there."""
         for connection in self:
             connection.transport.abort()
+
+
+async def evenly(items: Sequence[T], spread: float, call: Callable[[T], None]) -> None:
+    """Call for each of many, evenly over `spread` seconds."""
+    step = 0.05
+    rounds = max(1, int(spread / step))
+    share = max(1, -(-len(items) // rounds))
+    for start in range(0, len(items), share):
+        if start:
+            await asyncio.sleep(step)
+        for item in items[start : start + share]:
+            call(item)

@@ -16,7 +16,7 @@ from ..codecs.websocket_handshake import HandshakeError, check_upgrade
 from .connection import Connections
 from .gate import Gate
 from .limits import ServerLimits
-from .push import PUSH, Push, answer
+from .push import Push, Way, answer, way_of
 from .sockets import Sockets
 from .throttle import Throttle
 
@@ -156,11 +156,12 @@ class Door(asyncio.Protocol):
         doors = self._doors
         transport = self._transport
         route = doors.gate.route(head.path, head.query)
-        if route.verb not in PUSH or head.method != "GET" or _has_body(head):
+        way = way_of(route, head.method)
+        if way is None or _has_body(head):
             self._hand_over(head)
             return
         key = None
-        if route.verb != "sse":
+        if way is Way.WEBSOCKET:
             try:
                 key = check_upgrade(head.method, head.version, head.headers)
             except HandshakeError:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..aliases import BARE_VERBS, Aliases
 from ..auth.origins import OriginCheck
+from ..codecs import sockjs
 from ..errors import BadDestination, QueuecastError, Refused
 from ..paths import DEFAULT_PATHS, StompPaths
 from ..sessions.request import SubscribeRequest, parse_subscribe
@@ -36,18 +37,24 @@ _HOSTS = ("host", "x-forwarded-host")
 _VERBS = ("sse", "ws", "poll", "publish")
 _SINGLE = ("healthz", "readyz")
 # Everything that reads from the broker or writes to it: browsers' origins are checked there.
-GUARDED = frozenset((*_VERBS, "stomp"))
+GUARDED = frozenset((*_VERBS, "stomp", "sockjs"))
+# What pages load without a browser's saying where they are: scripts, frames and their forms.
+_UNSIGNED = frozenset(("htmlfile", "jsonp", "jsonp_send"))
+_ORIGIN = re.compile(r"https?://[^/?#]+")
 
 
 class Route(NamedTuple):
     """Where a request goes.
 
-    verb: sse, ws, stomp, poll, publish, healthz, readyz, or "" for pages. rest: the path after
-    the verb, raw; for pages the whole path.
+    verb: sse, ws, stomp, sockjs, poll, publish, healthz, readyz, or "" for pages. rest: the path
+    after the verb, raw; for pages the whole path.
     """
 
     verb: str
     rest: str
+
+
+_GREETING = Route("sockjs", "")
 
 
 class Gate:
@@ -83,6 +90,9 @@ class Gate:
             path = path[len(prefix) :] or "/"
         if self._paths.is_websocket(path, plain=bool(_PLAIN.search(query))):
             return Route("stomp", "")
+        found = self._sockjs(path, query)
+        if found is not None:
+            return found
         for verb in _VERBS:
             if path.startswith(f"/{verb}") and path[len(verb) + 1 : len(verb) + 2] in ("", "/"):
                 return self._verb(verb, path[len(verb) + 1 :], query)
@@ -91,6 +101,22 @@ class Gate:
         if self._is_alias(path):
             return Route("sse", path)
         return Route("", path)
+
+    def _sockjs(self, path: str, query: str) -> Route | None:
+        base = self._paths.sockjs
+        if path != base and not path.startswith(base + "/"):
+            return None
+        rest = path[len(base) :]
+        if base == "/ws" and not sockjs.is_unmistakable(rest):
+            # Plain WebSockets are here as well; none of their destinations looks like SockJS's.
+            return None if rest not in ("", "/") or _DESTINATION.search(query) else _GREETING
+        # SockJS's own path for clients that want no SockJS: bare STOMP.
+        return Route("stomp", "") if rest == "/websocket" else Route("sockjs", rest)
+
+    @property
+    def greets(self) -> bool:
+        """Whether STOMP's path is SockJS's as well: without a handshake it is greeted there."""
+        return self._paths.websocket == self._paths.sockjs
 
     def _verb(self, verb: str, rest: str, query: str) -> Route:
         if rest not in ("", "/") or _DESTINATION.search(query):
@@ -115,7 +141,8 @@ class Gate:
         """
         trusted = self._trusts(transport)
         try:
-            if route.verb in GUARDED:
+            if route.verb in GUARDED and not _is_frame(route):
+                headers = _signed(route, headers)
                 return tuple(self._origins.check(headers, trusted_proxy=trusted).items())
             # A link from anywhere may lead to a page; but the name in it must be ours.
             hosts = {name: headers[name] for name in _HOSTS if name in headers}
@@ -136,6 +163,10 @@ class Gate:
             return False
         peer = transport.get_extra_info("peername")
         return bool(peer) and self._is_proxy(peer[0])
+
+    def ancestors(self, headers: Mapping[str, str], transport: asyncio.BaseTransport | None) -> str:
+        """Return whose pages may frame ours; see OriginCheck."""
+        return self._origins.ancestors(headers, trusted_proxy=self._trusts(transport))
 
     def peer(self, headers: Mapping[str, str], transport: asyncio.BaseTransport) -> Peer:
         """Return who asks for STOMP."""
@@ -177,3 +208,28 @@ def split_target(target: str, headers: dict[str, str]) -> tuple[str, str]:
             target = "/" + target
     path, _, query = target.partition("?")
     return path, query
+
+
+def _is_frame(route: Route) -> bool:
+    """Tell whether a page is asked for that others frame: a browser's word is no use there."""
+    return route.verb == "sockjs" and sockjs.is_iframe(route.rest)
+
+
+def _signed(route: Route, headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Return headers that say from where a script, a frame or a form is asked for.
+
+    Any page of any site can load those, and a jsonp answer could be read there. Browsers that say
+    neither Origin nor Sec-Fetch-Site, those that need such transports, have the Referer.
+    """
+    if route.verb != "sockjs" or "origin" in headers or headers.get("sec-fetch-site"):
+        return headers
+    path = sockjs.parse_path(route.rest)
+    if path is None or path.transport not in _UNSIGNED:
+        return headers
+    origin = _ORIGIN.match(headers.get("referer", ""))
+    if origin is None:
+        raise Refused(
+            f"{path.transport} is for pages that say where they are",
+            "the request has neither Origin, Sec-Fetch-Site nor Referer",
+        )
+    return {**headers, "origin": origin[0]}

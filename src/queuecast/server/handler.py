@@ -48,11 +48,11 @@ class Handler(web.RequestHandler):
         super().__init__(server, loop=loop, **kwargs)
         self._sockets = sockets
         self._counted = True
-        self._watched: asyncio.Task[Any] | None = None
+        self._watched: asyncio.Future[Any] | None = None
 
-    def watch(self, task: asyncio.Task[Any] | None) -> None:
-        """Cancel this task when the client goes: a long poll has nobody to answer then."""
-        self._watched = task
+    def watch(self, future: asyncio.Future[Any] | None) -> None:
+        """Cancel this future or task when the client goes: a poll has nobody to answer then."""
+        self._watched = future
 
     def detach(self) -> Detached:
         """Give the socket away."""

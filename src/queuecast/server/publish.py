@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
 from ..auth.identity import Identity
 from ..destination import Destination, path_text
 from ..disconnect import for_error
 from ..errors import (
     BadRequest,
-    LimitExceeded,
     OutcomeUnknown,
     PublishFailed,
     QueuecastError,
@@ -39,6 +38,7 @@ from ..sessions.publishing import (
 from ..sessions.request import one, parse_query
 from ..sessions.services import Services
 from .limits import ServerLimits
+from .uploads import Uploads
 
 _HEADER = "header."
 # Said in headers of HTTP's own.
@@ -64,10 +64,10 @@ class BatchFailed(PublishFailed):
 class Publisher:
     """Serves POST /publish."""
 
-    def __init__(self, services: Services, limits: ServerLimits) -> None:
+    def __init__(self, services: Services, limits: ServerLimits, uploads: Uploads) -> None:
         self._services = services
         self._limits = limits
-        self._uploading = 0
+        self._uploads = uploads
 
     async def single(
         self, request: web.BaseRequest, identity: Identity, rest: str, query: str
@@ -83,7 +83,7 @@ class Publisher:
             value = request.headers.get(header)
             if value is not None and getattr(properties, field) is None:
                 setattr(properties, field, short_text(header, value))
-        body = await self._read(request, self._services.limits.message, "limits.message")
+        body = await self._uploads.read(request, self._services.limits.message, "limits.message")
         if (key := _key(request)) is not None:
             properties.headers = {**properties.headers, HEADER: key}
         await self._services.publish_once(
@@ -98,7 +98,7 @@ class Publisher:
         """
         if "Content-Encoding" in request.headers:
             raise BadRequest("a batch is plain JSON, without Content-Encoding")
-        raw = await self._read(request, self._limits.batch, "limits.batch")
+        raw = await self._uploads.read(request, self._limits.batch, "limits.batch")
         entries = self._entries(identity, raw)
         if (key := _key(request)) is not None:
             for index, (_, _, properties, _) in enumerate(entries):
@@ -174,41 +174,6 @@ class Publisher:
         mandatory = flag("mandatory", message["mandatory"]) if "mandatory" in message else None
         return destination, body, properties, mandatory
 
-    # -- bodies ---------------------------------------------------------------------------
-
-    async def _read(self, request: web.BaseRequest, limit: int, setting: str) -> bytes:
-        """Return a request's body; it is never held beyond `limit`, nor longer than its time."""
-        too_large = TooLarge(f"the body has more than {limit} bytes", f"{setting} raises it")
-        announced = request.content_length
-        if announced is not None and announced > limit:
-            raise too_large
-        if "Expect" in request.headers:
-            await _continue(request)
-        size = 0
-        try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                parts = []
-                async for part in request.content.iter_any():
-                    # What has come counts, not what was announced: else a few hundred clients
-                    # that announce much and send nothing would keep everybody from publishing.
-                    size += len(part)
-                    self._uploading += len(part)
-                    if size > limit:
-                        raise too_large
-                    if self._uploading > self._limits.uploads:
-                        raise LimitExceeded(
-                            "too many bodies are on their way in", "try again in a moment"
-                        )
-                    parts.append(part)
-                return b"".join(parts)
-        except TimeoutError:
-            seconds = self._limits.body_seconds
-            raise BadRequest(f"the body was not complete after {seconds:g} s") from None
-        except web.RequestPayloadError as error:
-            raise BadRequest(f"malformed body: {error}") from None
-        finally:
-            self._uploading -= size
-
 
 def _key(request: web.BaseRequest) -> str | None:
     """Return the request's Idempotency-Key, which may be quoted (RFC 8941 section 3.3.3)."""
@@ -220,16 +185,6 @@ def _key(request: web.BaseRequest) -> str | None:
     if not 1 <= len(key) <= _MAX_KEY or not key.isascii():
         raise BadRequest(f"Idempotency-Key has 1 to {_MAX_KEY} characters of ASCII")
     return key
-
-
-async def _continue(request: web.BaseRequest) -> None:
-    """Tell a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
-    if request.headers["Expect"].lower() != "100-continue":
-        raise BadRequest("this Expect cannot be met", "only 100-continue is known")
-    if request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # It is not the answer: aiohttp asks this whether one has begun.
-        request.writer.output_size = 0
 
 
 _BATCH_HINT = 'a batch is {"messages": [{"destination": "/topic/a", "body": "…"}]}'

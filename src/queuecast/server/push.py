@@ -7,12 +7,13 @@ socket over from the door or from aiohttp is always a connection with a session.
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Mapping
 
 from ..codecs.deflate import negotiate
 from ..codecs.http1 import error_body, response
 from ..codecs.websocket_handshake import offered_subprotocols
-from ..disconnect import Disconnect, for_error
+from ..disconnect import for_error
 from ..errors import QueuecastError, Refused, Unavailable
 from ..sessions.request import SubscribeRequest
 from ..sessions.services import Services
@@ -22,16 +23,37 @@ from ..sessions.stomp_link import WebSocketLink
 from ..sessions.websocket import WebSocketSession, refuse
 from .connection import Session
 from .gate import Cors, Gate, Route
+from .refusal import Refusal
+from .sockjs import SockJs, is_stream, is_websocket
 
-PUSH = frozenset(("sse", "ws", "stomp"))
+
+class Way(enum.Enum):
+    """How a push connection begins: with a WebSocket's opening handshake, or any request."""
+
+    WEBSOCKET = "websocket"
+    STREAM = "stream"
+
+
+def way_of(route: Route, method: str) -> Way | None:
+    """Return how a request becomes a push connection; None: it is an ordinary one."""
+    if route.verb == "sockjs":
+        if is_websocket(route, method):
+            return Way.WEBSOCKET
+        return Way.STREAM if is_stream(route, method) else None
+    if method != "GET":
+        return None
+    if route.verb == "sse":
+        return Way.STREAM
+    return Way.WEBSOCKET if route.verb in ("ws", "stomp") else None
 
 
 class Push:
     """Makes the sessions."""
 
-    def __init__(self, services: Services, gate: Gate) -> None:
+    def __init__(self, services: Services, gate: Gate, sockjs: SockJs) -> None:
         self._services = services
         self._gate = gate
+        self._sockjs = sockjs
         self.draining = False
 
     def session(
@@ -57,6 +79,8 @@ class Push:
                 raise Unavailable("the gateway is restarting")
             if route.verb == "stomp" and key is not None:
                 return self._stomp(transport, headers, key, cors)
+            if route.verb == "sockjs":
+                return self._sockjs.push(transport, route, query, headers, key, cors)
             request = self._gate.subscription(route, query, headers, cors)
             return self._make(transport, request, key, headers)
         except QueuecastError as error:
@@ -95,30 +119,6 @@ class Push:
             return WebSocketRefusal(transport, key, error, cors)
         # Any final status stops an EventSource for good: one that may come back is cut off.
         return Refusal(transport, b"" if self.draining else refusal(error, cors))
-
-
-class Refusal:
-    """A session that writes one answer and closes."""
-
-    __slots__ = ("_answer", "_transport")
-
-    def __init__(self, transport: asyncio.Transport, answer: bytes) -> None:
-        self._transport = transport
-        self._answer = answer
-
-    def start(self) -> None:
-        self._transport.write(self._answer)
-        self._transport.close()
-
-    def receive_data(self, data: bytes) -> None:
-        """Nothing that the client says now matters."""
-
-    def eof_received(self) -> None: ...
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
-    def heartbeat(self, now: float) -> None: ...
-    def disconnect(self, reason: Disconnect) -> None: ...
-    def connection_lost(self) -> None: ...
 
 
 class WebSocketRefusal(Refusal):

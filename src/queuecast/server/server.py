@@ -13,6 +13,7 @@ from ..config import Config
 from ..disconnect import Disconnect
 from ..errors import ConfigError
 from ..sessions.services import Services
+from ..sessions.sockjs import SockJsSessions
 from .connection import Connections
 from .door import Doors
 from .gate import Gate
@@ -21,7 +22,9 @@ from .limits import ServerLimits
 from .listener import Listener, raise_open_files
 from .push import Push
 from .sockets import Sockets
+from .sockjs import SockJs, SockJsOptions
 from .stomp import StompDoors
+from .uploads import Uploads
 from .web import Page, Web
 
 logger = logging.getLogger(__name__)
@@ -58,14 +61,24 @@ class Server:
             paths=server.stomp_paths(),
             is_proxy=_membership(server.trusted_proxies),
         )
-        self._push = Push(services, self._gate)
+        uploads = Uploads(self.limits)
+        self._sockjs = SockJs(
+            services,
+            self._gate,
+            SockJsSessions(services, config.limits.sockjs_sessions, self.limits.heartbeat),
+            uploads,
+            SockJsOptions(server.sockjs_websocket, server.sockjs_cookie, server.sockjs_client_url),
+        )
+        self._push = Push(services, self._gate, self._sockjs)
         self._web = Web(
             services,
             self._gate,
             self._push,
+            self._sockjs,
             self.connections,
             self.sockets,
             self.limits,
+            uploads,
             ready,
             page,
         )
@@ -118,6 +131,7 @@ class Server:
     def stop_accepting(self) -> None:
         """Close the listener, refuse new subscriptions; what is open goes on. /readyz says 503."""
         self._push.draining = True
+        self._sockjs.draining = True
         for listener in (self._listener, self._stomp_listener):
             if listener is not None:
                 listener.close()
@@ -133,7 +147,10 @@ class Server:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
         self._web.end_polls()
-        await self.connections.disconnect_all(reason, grace * _SPREAD)
+        await asyncio.gather(
+            self.connections.disconnect_all(reason, grace * _SPREAD),
+            self._sockjs.disconnect_all(reason, grace * _SPREAD),
+        )
         if self._http is not None:
             # After the listener: else a connection accepted meanwhile is nobody's. It waits twice,
             # for the answer and for the task behind it.
@@ -156,6 +173,7 @@ class Server:
         assert self._doors is not None
         self._doors.sweep(now)
         self.connections.beat(now)
+        self._sockjs.sweep(now)
 
 
 def _limits(config: Config) -> ServerLimits:

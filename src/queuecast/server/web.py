@@ -28,13 +28,18 @@ from .gate import GUARDED, Cors, Gate, Route, split_target
 from .handler import Handler, Server, Taken
 from .limits import ServerLimits
 from .publish import BatchFailed, Publisher
-from .push import PUSH, Push
+from .push import Push, Way, way_of
 from .sockets import Sockets
+from .sockjs import SockJs, greeting
+from .uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
 # Content type and body of a page by its path, or None when there is none there.
 Page = Callable[[str], tuple[str, bytes] | None]
+
+# Bytes of a body that means nothing.
+_NOTHING = 4096
 
 _METHODS = {
     "sse": "GET",
@@ -56,9 +61,11 @@ class Web:
         services: Services,
         gate: Gate,
         push: Push,
+        sockjs: SockJs,
         connections: Connections,
         sockets: Sockets,
         limits: ServerLimits,
+        uploads: Uploads,
         ready: Callable[[], tuple[bool, str]],
         page: Page | None = None,
     ) -> None:
@@ -66,12 +73,14 @@ class Web:
         self._services = services
         self._gate = gate
         self._push = push
+        self._sockjs = sockjs
         self._connections = connections
         self._sockets = sockets
         self._limits = limits
         self._ready = ready
         self._page = page
-        self._publisher = Publisher(services, limits)
+        self._uploads = uploads
+        self._publisher = Publisher(services, limits, uploads)
         # At most one per connection, whose number is bounded.
         self._polls: set[asyncio.Task[bytes]] = set()
 
@@ -106,8 +115,9 @@ class Web:
             headers[key] = f"{headers[key]}, {value}" if key in headers else value
         path, query = split_target(request.raw_path, headers)
         route = self._gate.route(path, query)
-        if route.verb in PUSH and request.method == "GET" and not request.body_exists:
-            taken = self._take_over(request, route, query, headers)
+        way = way_of(route, request.method)
+        if way is not None and (not request.body_exists or await self._emptied(request)):
+            taken = self._take_over(request, route, way, query, headers)
             if taken is not None:
                 return taken
         cors: Cors = ()
@@ -140,6 +150,10 @@ class Web:
         headers: Mapping[str, str],
         cors: Cors,
     ) -> web.StreamResponse:
+        if route.verb == "sockjs":
+            return await self._sockjs.answer(request, route, query, headers, cors)
+        if route.verb == "stomp" and self._gate.greets and "upgrade" not in headers:
+            return greeting()
         allowed = _METHODS[route.verb]
         if request.method == "OPTIONS" and route.verb in GUARDED:
             return web.Response(
@@ -217,14 +231,29 @@ class Web:
             404,
             "not_found",
             "there is nothing at this address",
-            "known are /sse/…, /ws/…, /poll/…, /publish/…, /healthz and /readyz",
+            "known are /sse/…, /ws/…, /stomp/…, /poll/…, /publish/…, /healthz and /readyz",
         )
 
+    async def _emptied(self, request: web.BaseRequest) -> bool:
+        """Read the body of a POST that begins a stream: some clients announce an empty one."""
+        if request.method != "POST":
+            return False
+        try:
+            await self._uploads.read(request, _NOTHING, "nothing")
+        except QueuecastError:
+            return False  # _answer says why
+        return True
+
     def _take_over(
-        self, request: web.BaseRequest, route: Route, query: str, headers: Mapping[str, str]
+        self,
+        request: web.BaseRequest,
+        route: Route,
+        way: Way,
+        query: str,
+        headers: Mapping[str, str],
     ) -> Taken | None:
         key = None
-        if route.verb != "sse":
+        if way is Way.WEBSOCKET:
             version = f"{request.version.major}.{request.version.minor}"
             try:
                 key = check_upgrade(request.method, version, headers)

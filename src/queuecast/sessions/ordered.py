@@ -109,7 +109,7 @@ class OrderedSession(PublishingSession, Generic[Event]):
 
     def _takes(self, event: Event) -> bool:
         # Not while it does not read either: the answers would gather here.
-        if self.busy or self.paused or self.closed:
+        if self.busy or self.stalled or self.closed:
             return False
         return self.publishing == 0 if self.is_barrier(event) else not self.full
 
@@ -127,7 +127,7 @@ class OrderedSession(PublishingSession, Generic[Event]):
         Otherwise one that sends and never reads would fill the memory with answers.
         """
         wanted = self.closing or not (
-            self.busy or self.paused or self._events or self.pending or self.full
+            self.busy or self.stalled or self._events or self.pending or self.full
         )
         if wanted == self._reading or self.transport.is_closing():
             return
@@ -136,6 +136,11 @@ class OrderedSession(PublishingSession, Generic[Event]):
             self.transport.resume_reading()
         else:
             self.transport.pause_reading()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether answers would gather, because the client does not read."""
+        return self.paused
 
     @property
     def reading(self) -> bool:
@@ -177,7 +182,7 @@ class OrderedSession(PublishingSession, Generic[Event]):
         """End the conversation: what is under way is answered, then `last` is written."""
         if self.leaving:
             return
-        stalled = self.paused
+        stalled = self.stalled
         self.end()
         if stalled or self.transport.is_closing():
             self.cut_off()

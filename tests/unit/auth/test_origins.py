@@ -104,3 +104,15 @@ def test_preflight() -> None:
     assert "Origin" in answer["Vary"]
     with pytest.raises(Refused):
         LOCAL.preflight(headers("localhost", "https://evil.example"))
+
+
+def test_whose_pages_may_frame_ours() -> None:
+    """Whoever may not use the gateway must not frame a page that may."""
+    check = OriginCheck(["https://b.example", "https://a.example", "null"], "0.0.0.0")
+    assert check.ancestors({"host": "a.example"}) == "'self' https://a.example https://b.example"
+    local = check.ancestors({"host": "localhost:15674"}).split(" ")
+    assert {"http://localhost:*", "https://127.0.0.1:*", "http://*.localhost:*"} <= set(local)
+    assert OriginCheck([], "0.0.0.0").ancestors({"host": "a.example"}) == "'self'"
+    proxied = {"host": "127.0.0.1", "x-forwarded-host": "a.example"}
+    assert OriginCheck().ancestors(proxied, trusted_proxy=True) == "'self'"
+    assert "http://localhost:*" in OriginCheck().ancestors({})

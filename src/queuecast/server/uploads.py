@@ -1,0 +1,64 @@
+"""Bodies on their way in: bounded one by one, in time, and all together."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import HttpVersion11, web
+
+from ..errors import BadRequest, LimitExceeded, TooLarge
+from .limits import ServerLimits
+
+
+class Uploads:
+    """Reads the bodies of requests."""
+
+    def __init__(self, limits: ServerLimits) -> None:
+        self._limits = limits
+        self._uploading = 0
+
+    async def read(self, request: web.BaseRequest, limit: int, setting: str) -> bytes:
+        """Return a request's body; it is never held beyond `limit`, nor longer than its time.
+
+        setting: the one that raises the limit. Raises TooLarge, LimitExceeded, BadRequest.
+        """
+        too_large = TooLarge(f"the body has more than {limit} bytes", f"{setting} raises it")
+        announced = request.content_length
+        if announced is not None and announced > limit:
+            raise too_large
+        if "Expect" in request.headers:
+            await _continue(request)
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                parts = []
+                async for part in request.content.iter_any():
+                    # What has come counts, not what was announced: else a few hundred clients
+                    # that announce much and send nothing would keep everybody from publishing.
+                    size += len(part)
+                    self._uploading += len(part)
+                    if size > limit:
+                        raise too_large
+                    if self._uploading > self._limits.uploads:
+                        raise LimitExceeded(
+                            "too many bodies are on their way in", "try again in a moment"
+                        )
+                    parts.append(part)
+                return b"".join(parts)
+        except TimeoutError:
+            seconds = self._limits.body_seconds
+            raise BadRequest(f"the body was not complete after {seconds:g} s") from None
+        except web.RequestPayloadError as error:
+            raise BadRequest(f"malformed body: {error}") from None
+        finally:
+            self._uploading -= size
+
+
+async def _continue(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
+    if request.headers["Expect"].lower() != "100-continue":
+        raise BadRequest("this Expect cannot be met", "only 100-continue is known")
+    if request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # It is not the answer: aiohttp asks this whether one has begun.
+        request.writer.output_size = 0
