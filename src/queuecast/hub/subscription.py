@@ -171,7 +171,7 @@ class Subscription:
         if self.skip is not None:
             if self.cursor < min(log.next, max(self.skip.values())):
                 return self._step_skipping(self.skip)
-            if AHEAD in self.skip.values() and not self.feed.covers(self.vector):
+            if max(self.skip.values()) >= AHEAD and not self.feed.covers(self.vector):
                 self.feed.parked[self] = None
                 return None
             self.skip = None
@@ -187,7 +187,7 @@ class Subscription:
     @property
     def _keeps_order(self) -> bool:
         """Whether its vector alone says what it has."""
-        return self.gap is None and (self.skip is None or AHEAD not in self.skip.values())
+        return self.gap is None and (self.skip is None or max(self.skip.values()) < AHEAD)
 
     def passed(self) -> bool:
         """Tell whether the log has gone past one who reads from it."""
@@ -221,7 +221,7 @@ class Subscription:
         for lane, mark in enumerate(self.vector.marks):
             start = vector.marks[lane]
             ahead = mark.epoch == start.epoch and mark.offset >= start.offset
-            if ahead or AHEAD > skip.get(lane, 0) > log.base:
+            if ahead or skip.get(lane, 0) % AHEAD > log.base:
                 vector.marks[lane] = mark
         if self.gap is not None or vector.marks != self.vector.marks:
             reason, last, _ = self.gap or Gap("evicted", str(self.vector), "")
@@ -235,7 +235,8 @@ class Subscription:
         wanted = [
             (seq, entry)
             for seq, entry in enumerate(entries, start)
-            if (seq >= skip[entry.lane] if skip[entry.lane] != AHEAD else not self._knows(entry))
+            if seq >= skip[entry.lane] % AHEAD
+            and not (skip[entry.lane] >= AHEAD and self._knows(entry))
         ]
         if not wanted:
             return b""
