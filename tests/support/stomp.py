@@ -15,7 +15,7 @@ from tests.support.sinks import eventually
 PATIENCE = 60.0  # seconds; what only a broken test waits for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StompFrame:
     """One frame from the server."""
 

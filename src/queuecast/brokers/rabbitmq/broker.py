@@ -1,7 +1,8 @@
 """RabbitMQ as a broker: two connections, one for consuming and one for publishing.
 
-A publisher that RabbitMQ blocks or slows down must not stop deliveries, hence two. Each is kept
-up by a supervisor; feeds, consumers and the publisher live on whatever link there is.
+A publisher that RabbitMQ blocks or slows down must not stop deliveries, hence two; very many
+consumers get more (pool.py). Each is kept up by a supervisor; feeds, consumers and the publisher
+live on whatever link there is.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .connection import Link
 from .consumers import Consumers
 from .failures import of_channel
 from .feeds import EXPIRES, REBIND, Feeds
+from .pool import ConsumerPool, OnDown, OnUp
 from .publisher import MAX_UNCONFIRMED, MAX_UNCONFIRMED_BYTES, Publisher
 from .supervisor import LAST_DELAY, Supervisor
 from .topology import Topology
@@ -100,7 +102,18 @@ class RabbitBroker:
             zombie_patience=zombie_patience,
             linger=linger,
         )
-        self._consumers = Consumers(self._consuming, self._topology, patience=patience)
+
+        def connection(number: int, on_up: OnUp, on_down: OnDown) -> Supervisor:
+            return Supervisor(
+                address,
+                f"queuecast {node} consuming {number}",
+                on_up=on_up,
+                on_down=on_down,
+                last_delay=reconnect,
+            )
+
+        self._pool = ConsumerPool(self._consuming, connection, patience=patience)
+        self._consumers = Consumers(self._pool, self._topology)
         self._publisher = Publisher(
             self._publishing,
             self._topology,
@@ -143,11 +156,11 @@ class RabbitBroker:
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
         self._feeds.on_up(link)
-        self._consumers.on_up(link)
+        await self._pool.lines[0].on_up(link)
 
     def _on_consuming_down(self, why: str) -> None:
         self._feeds.on_down(why)
-        self._consumers.on_down()
+        self._pool.lines[0].on_down(why)
 
     async def _on_publishing_up(self, link: Link) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Consumers: one channel each on the consuming connection, with the client's own prefetch.
+"""Consumers: one channel each on one of the pool's connections, with the client's own prefetch.
 
 Acks name tags that this consumer gave out and that are still outstanding; all others are
 ignored here, because RabbitMQ would answer one unknown tag by closing the channel.
@@ -18,7 +18,6 @@ from ...destination import Destination, Kind
 from ...errors import (
     BadRequest,
     Conflict,
-    LimitExceeded,
     NotFound,
     QueuecastError,
     Refused,
@@ -28,7 +27,7 @@ from ..base import Delivery, DeliverySink
 from .connection import Channel, Link
 from .content import to_message
 from .failures import missing_queue, of_channel, reason
-from .supervisor import Supervisor
+from .pool import ConsumerPool, Line
 from .topology import Topology, check_queue, ensure_queue
 
 log = logging.getLogger(__name__)
@@ -42,30 +41,15 @@ MAX_PREFETCH = 65_535  # AMQP's field has 16 bits
 # Bytes of bodies held for a sink that is paused. A prefetch of a thousand large messages would
 # otherwise stand in memory for each client that does not read.
 MAX_HELD_BYTES = 4 << 20
-# Channels that consumers leave to feeds and to questions about exchanges and queues: clients of
-# work queues must not be able to stop everybody's feeds.
-RESERVED_CHANNELS = 256
 
 
 class Consumers:
     """All consumers of this node."""
 
-    def __init__(self, supervisor: Supervisor, topology: Topology, *, patience: float) -> None:
-        self._supervisor = supervisor
+    def __init__(self, pool: ConsumerPool, topology: Topology) -> None:
+        self._pool = pool
         self._topology = topology
-        self._patience = patience
-        self._all: set[QueueConsumer] = set()
-        self._opening = 0
-
-    def on_up(self, link: Link) -> None:
-        """Open every consumer again on a new link."""
-        for consumer in self._all:
-            consumer.on_up(link)
-
-    def on_down(self) -> None:
-        """Tell every consumer that its deliveries are void."""
-        for consumer in list(self._all):
-            consumer.on_down()
+        self._all: dict[QueueConsumer, Line] = {}
 
     async def open(
         self, destination: Destination, sink: DeliverySink, prefetch: int
@@ -75,20 +59,16 @@ class Consumers:
             raise Unsupported(f"{destination} names no queue")
         if not 1 <= prefetch <= MAX_PREFETCH:
             raise BadRequest(f"prefetch {prefetch}", f"it is 1 to {MAX_PREFETCH}")
-        link = await self._supervisor.wait(self._patience)
-        if len(self._all) + self._opening >= link.channel_max - RESERVED_CHANNELS:
-            raise LimitExceeded(
-                f"the gateway has {len(self._all)} consumers, that is the limit",
-                "raise channel_max in RabbitMQ's configuration",
-            )
+        line, link = await self._pool.take()
         consumer = QueueConsumer(self, self._topology, destination, sink, prefetch)
-        self._opening += 1
         try:
             await consumer.open(link)
-        finally:
-            self._opening -= 1
-        self._all.add(consumer)
-        current = self._supervisor.link
+        except BaseException:
+            self._pool.opened(line, None)
+            raise
+        self._pool.opened(line, consumer)
+        self._all[consumer] = line
+        current = line.supervisor.link
         if current is not link:
             # The link went while this one was opened on it.
             consumer.on_down()
@@ -97,11 +77,14 @@ class Consumers:
         return consumer
 
     def forget(self, consumer: QueueConsumer) -> None:
-        self._all.discard(consumer)
+        line = self._all.pop(consumer, None)
+        if line is not None:
+            self._pool.release(line, consumer)
 
     async def close(self) -> None:
         """Close all; their unacked deliveries go back."""
         await asyncio.gather(*(consumer.close() for consumer in list(self._all)))
+        await self._pool.close()
 
 
 class QueueConsumer:
