@@ -190,9 +190,7 @@ class BrokerAccounts:
 
     def _evict(self) -> None:
         """Close the account that has been unused for longest; raises LimitExceeded."""
-        idle = [
-            (entry.idle_since, key) for key, entry in self._entries.items() if entry.idle
-        ]
+        idle = [(entry.idle_since, key) for key, entry in self._entries.items() if entry.idle]
         if not idle:
             raise LimitExceeded(f"{self._most} accounts are in use, that is the limit")
         _, key = min(idle, key=lambda each: each[0])

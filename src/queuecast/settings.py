@@ -140,6 +140,15 @@ class LimitsConfig(_Table, frozen=True, kw_only=True):
         option("Connections at a time; 0 is what the limit on open files allows.", ge=0),
     ] = 0
     subscriptions: Annotated[int, option("Subscriptions of one connection.", ge=1)] = 100
+    deliveries: Annotated[
+        int,
+        option(
+            "Messages of work queues that wait for slow clients, all together; further ones stay "
+            "in the broker.",
+            kind="size",
+            ge=1,
+        ),
+    ] = 256 << 20
     batch: Annotated[int, option("Messages in one JSON batch.", ge=1)] = 1000
     batch_bytes: Annotated[int, option("Body of one JSON batch.", kind="size", ge=1)] = 8 << 20
     publishes: Annotated[

@@ -56,7 +56,7 @@ class Users:
         every = '<<".*">>'
         self._rabbit.ctl(
             "eval",
-            "[begin rabbit_auth_backend_internal:add_user(User, <<\"pass\">>, <<\"test\">>), "
+            '[begin rabbit_auth_backend_internal:add_user(User, <<"pass">>, <<"test">>), '
             "rabbit_auth_backend_internal:set_permissions("
             f'User, <<"{self._rabbit.virtual_host}">>, {every}, {every}, {every}, <<"test">>) '
             f"end || User <- [{texts}]].",
@@ -67,7 +67,7 @@ class Users:
         texts = ", ".join(f'<<"{name}">>' for name in self._names)
         self._rabbit.ctl(
             "eval",
-            f"[catch rabbit_auth_backend_internal:delete_user(U, <<\"test\">>) || U <- [{texts}]].",
+            f'[catch rabbit_auth_backend_internal:delete_user(U, <<"test">>) || U <- [{texts}]].',
         )
 
 
@@ -85,9 +85,7 @@ def raw(rabbit: RabbitMQ) -> Iterator[Any]:
 
 
 def bindings(rabbit: RabbitMQ, key: str) -> list[str]:
-    return [
-        row["destination_name"] for row in rabbit.list_bindings() if row["routing_key"] == key
-    ]
+    return [row["destination_name"] for row in rabbit.list_bindings() if row["routing_key"] == key]
 
 
 async def open_all(

@@ -91,9 +91,7 @@ class Rig:
         self.runtime = self.house.runtime
         self.brokers = Brokers()
         options.setdefault("default_host", "/")
-        self.accounts = BrokerAccounts(
-            self.house.services, self.house.hub, self.brokers, **options
-        )
+        self.accounts = BrokerAccounts(self.house.services, self.house.hub, self.brokers, **options)
 
     def login(
         self,

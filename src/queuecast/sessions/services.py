@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..auth.identity import Identity
 from ..auth.policy import Verb
-from ..delivery import Consumer, DeliverySink
+from ..delivery import Consumer, DeliveryBudget, DeliverySink
 from ..destination import Destination
 from ..errors import Refused
 from ..hub.subscription import Encoding, Outlet, Subscription
@@ -117,7 +117,7 @@ class Services:
 
     resolve: the destination of a URL's path. alias: what an alias stands for, None for all else.
     retry: milliseconds, the SSE reconnection time. compression: whether WebSockets may negotiate
-    permessage-deflate.
+    permessage-deflate. deliveries: what work queues may hold, all together.
     """
 
     runtime: Runtime
@@ -131,6 +131,7 @@ class Services:
     alias: Callable[[str], Destination | None] = lambda path: None
     login: Login = no_login
     compression: bool = False
+    deliveries: DeliveryBudget = field(default_factory=DeliveryBudget)
 
 
 class Transport(Protocol):

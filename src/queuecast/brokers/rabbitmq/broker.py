@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import pika.exceptions
 
+from ...delivery import DeliveryBudget
 from ...destination import Destination
 from ...errors import QueuecastError, Unavailable
 from ...message import NO_PROPERTIES, Properties
@@ -52,6 +53,7 @@ class RabbitBroker:
     a missing confirm is an unknown outcome. expires: milliseconds that a feed's queue outlives
     our connection. rebind: seconds between looks at exchanges and bindings. grace: seconds that
     `close` waits for confirms. reconnect: seconds between attempts to connect, at most.
+    deliveries: what consumers may hold, shared with the node's others.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class RabbitBroker:
         reconnect: float = LAST_DELAY,
         max_unconfirmed: int = MAX_UNCONFIRMED,
         max_unconfirmed_bytes: int = MAX_UNCONFIRMED_BYTES,
+        deliveries: DeliveryBudget | None = None,
     ) -> None:
         address = Address.parse(url, cafile=cafile)
         self._address = address
@@ -113,7 +116,9 @@ class RabbitBroker:
             )
 
         self._pool = ConsumerPool(self._consuming, connection, patience=patience)
-        self._consumers = Consumers(self._pool, self._topology)
+        self._consumers = Consumers(
+            self._pool, self._topology, deliveries if deliveries is not None else DeliveryBudget()
+        )
         self._publisher = Publisher(
             self._publishing,
             self._topology,

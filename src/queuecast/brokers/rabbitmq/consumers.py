@@ -14,6 +14,7 @@ from typing import Any
 
 import pika.exceptions
 
+from ...delivery import DeliveryBudget
 from ...destination import Destination, Kind
 from ...errors import (
     BadRequest,
@@ -29,6 +30,7 @@ from .content import to_message
 from .failures import missing_queue, of_channel, reason
 from .pool import ConsumerPool, Line
 from .topology import Topology, check_queue, ensure_queue
+from .window import Window
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +40,18 @@ _LAST_RETRY = 15.0
 # moment should not cost a cancel, which in a quorum queue disturbs the order.
 _BRIEF = 0.25
 MAX_PREFETCH = 65_535  # AMQP's field has 16 bits
-# Bytes of bodies held for a sink that is paused. A prefetch of a thousand large messages would
-# otherwise stand in memory for each client that does not read.
+# Bytes of bodies held for a sink that is paused, or half of its share in the node's budget. A
+# prefetch of a thousand large messages would otherwise stand in memory for each client that does
+# not read.
 MAX_HELD_BYTES = 4 << 20
 
 
 class Consumers:
     """All consumers of this node."""
 
-    def __init__(self, pool: ConsumerPool, topology: Topology) -> None:
+    def __init__(self, pool: ConsumerPool, topology: Topology, budget: DeliveryBudget) -> None:
         self._pool = pool
+        self.budget = budget
         self._topology = topology
         self._all: dict[QueueConsumer, Line] = {}
 
@@ -109,9 +113,11 @@ class QueueConsumer:
         self._base = 0
         self._last = 0
         self._outstanding: set[int] = set()  # bounded by the prefetch
+        self._window = Window(prefetch)
         # What came while paused, in order; bounded by the prefetch and MAX_HELD_BYTES.
         self._held: deque[Delivery] = deque()
         self._held_bytes = 0
+        self._budget = consumers.budget
         # The channel's own tags of what came when no more could be held; bounded by the
         # prefetch. They go back once the broker has stopped sending: earlier, it would send
         # them again at once, behind their successors.
@@ -133,7 +139,6 @@ class QueueConsumer:
         try:
             channel = await link.channel()
             self._watch(channel)
-            await channel.qos(self._prefetch)
             self._base = self._last
             self._channel = channel
             self._tag = None
@@ -167,27 +172,47 @@ class QueueConsumer:
                 self._take(Delivery(to_message(deliver, properties, body), deliver.delivery_tag))
 
         self._tag = tag
+        await channel.qos(self._window.begin(self._last, len(self._outstanding)))
         await channel.consume(self._queue, tag, on_message)
 
     def _take(self, delivery: Delivery) -> None:
         size = len(delivery.message.body)
         waits = self._paused or bool(self._held)
-        if self._surplus or (waits and self._held and self._held_bytes + size > MAX_HELD_BYTES):
-            self._surplus.append(delivery.tag)
-            self._switch()
+        if self._surplus or (waits and not self._may_hold(size)):
+            self._refuse(delivery.tag)
             return
         delivery.tag += self._base
         self._last = delivery.tag
         self._outstanding.add(delivery.tag)
+        self._window.took(size)
         if waits:
             self._held.append(delivery)
             self._held_bytes += size
+            self._budget.used += size
         else:
             self._deliver(delivery)
+        self._look_at_window()
+
+    def _may_hold(self, size: int) -> bool:
+        most = min(MAX_HELD_BYTES, self._budget.share // 2)
+        fits = not self._held or self._held_bytes + size <= most
+        return fits and self._budget.has_room(size)
+
+    def _refuse(self, raw: int) -> None:
+        """Note a tag of the channel's that goes back."""
+        self._surplus.append(raw)
+        self._window.refused(self._budget.share // 2)
+        self._switch()
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
-            self._sink.deliver(delivery)
+            if self._sink.deliver(delivery) is False:
+                # It and all that came after it, or they would overtake it.
+                back = [delivery, *self._held]
+                self._unhold()
+                for each in back:
+                    self._outstanding.discard(each.tag)
+                    self._refuse(each.tag - self._base)
         except Exception:
             # Nobody would ever settle it: the consumer ends, and it goes back to the queue.
             log.exception("a consumer's sink failed")
@@ -200,9 +225,13 @@ class QueueConsumer:
     def _forget(self) -> None:
         """Forget deliveries that are void or were given back."""
         self._outstanding.clear()
-        self._held.clear()
-        self._held_bytes = 0
+        self._unhold()
         self._surplus.clear()
+
+    def _unhold(self) -> None:
+        self._held.clear()
+        self._budget.used -= self._held_bytes
+        self._held_bytes = 0
 
     # Settling
 
@@ -211,7 +240,7 @@ class QueueConsumer:
         channel = self._channel
         if tag not in self._outstanding or channel is None:
             return False
-        self._outstanding.discard(tag)
+        self._settled(tag)
         channel.ack(tag - self._base)
         return True
 
@@ -220,9 +249,27 @@ class QueueConsumer:
         channel = self._channel
         if tag not in self._outstanding or channel is None:
             return False
-        self._outstanding.discard(tag)
+        self._settled(tag)
         channel.nack(tag - self._base, requeue=requeue)
         return True
+
+    def _settled(self, tag: int) -> None:
+        self._outstanding.discard(tag)
+        self._window.settled(tag)
+        self._look_at_window()
+
+    def _look_at_window(self) -> None:
+        """Begin anew when the broker sends no more although the prefetch allows it."""
+        if self._must_begin:
+            self._switch()
+
+    @property
+    def _must_begin(self) -> bool:
+        if self._paused or self._held or self._closed or self._opening:
+            return False
+        if len(self._outstanding) >= self._prefetch:
+            return False
+        return self._tag is None or self._window.is_used_up
 
     # Pausing
 
@@ -240,6 +287,7 @@ class QueueConsumer:
         while self._held and not self._paused:
             delivery = self._held.popleft()
             self._held_bytes -= len(delivery.message.body)
+            self._budget.used -= len(delivery.message.body)
             self._deliver(delivery)
         self._switch()
 
@@ -261,10 +309,11 @@ class QueueConsumer:
             channel = self._channel
             if channel is None or not channel.is_open:
                 return
-            if self._paused == (self._tag is None) and not self._surplus:
+            begin = self._must_begin
+            if not (self._surplus or begin or (self._paused and self._tag is not None)):
                 return
             try:
-                if self._surplus:
+                if self._surplus or (begin and self._tag is not None):
                     await self._stop(channel)
                 elif self._paused:
                     await asyncio.sleep(_BRIEF)
