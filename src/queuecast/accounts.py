@@ -124,8 +124,9 @@ class _Entry:
 class BrokerAccounts:
     """Accounts at a broker that knows users.
 
-    hub: what the user of the broker's URL reads. loopback_users: names that may log in from this machine only. default_host: what the broker's
-    URL names. linger: seconds that an account outlives its last session.
+    hub: what the user of the broker's URL reads. loopback_users: names that may log in from this
+    machine only. default_host: what the broker's URL names. linger: seconds that an account
+    outlives its last session.
     """
 
     def __init__(

@@ -117,6 +117,9 @@ class StompClient:
         """Stop reading: the kernel's buffers fill, and then the server's."""
         self._writer.transport.pause_reading()  # type: ignore[attr-defined]
 
+    def resume(self) -> None:
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     async def close(self) -> None:
         """Go without a word."""
         self._writer.transport.abort()
