@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -41,6 +42,8 @@ class StompClient:
         self._numbers = itertools.count(1)
         self._answers: dict[str, asyncio.Future[StompFrame]] = {}
         self.messages: dict[str, list[StompFrame]] = {}
+        # Called with each message of a subscription, as it comes.
+        self.on_message: dict[str, Callable[[StompFrame], None]] = {}
         self.errors: list[StompFrame] = []
         self.ended = False
         self._task = asyncio.create_task(self._read())
@@ -149,7 +152,10 @@ class StompClient:
     def _take(self, frame: StompFrame) -> None:
         match frame.command:
             case "MESSAGE":
-                self.messages.setdefault(frame.headers["subscription"], []).append(frame)
+                id = frame.headers["subscription"]
+                self.messages.setdefault(id, []).append(frame)
+                if id in self.on_message:
+                    self.on_message[id](frame)
                 return
             case "CONNECTED":
                 receipt = ""
