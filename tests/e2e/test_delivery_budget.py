@@ -242,8 +242,7 @@ async def test_a_pause_does_not_lift_the_prefetch(rabbit: RabbitMQ, raw: Any, qu
                 acked += 1
             await sink.until(min(100, acked + 10))
             await settled(
-                lambda acked=acked: counts(rabbit, queue),
-                Counts(max(0, 90 - acked), min(10, 100 - acked)),
+                lambda: counts(rabbit, queue), Counts(max(0, 90 - acked), min(10, 100 - acked))
             )
         assert sink.bodies == [b"%d" % number for number in range(100)]
         assert not any(delivery.message.redelivered for delivery in sink.deliveries)
