@@ -158,6 +158,7 @@ class QueueConsumer:
             raise
         finally:
             self._opening = False
+        self._look_at_window()  # it may have been resumed meanwhile
 
     def _watch(self, channel: Channel) -> None:
         channel.on_closed = lambda why: self._on_channel_closed(channel, why)
