@@ -25,11 +25,38 @@ class Delivery:
         self.tag = tag
 
 
+class DeliveryBudget:
+    """Bytes of bodies that wait in the gateway, of all work queues together; limit: their bound.
+
+    It stops a thousand subscriptions to queues of large messages, whose clients do not read, from
+    taking the memory: what has no room stays at the broker, or goes back there.
+    """
+
+    __slots__ = ("limit", "used", "users")
+
+    def __init__(self, limit: int = 256 << 20) -> None:
+        self.limit = limit
+        self.used = 0
+        self.users = 0  # subscriptions that may hold something
+
+    @property
+    def share(self) -> int:
+        """Bytes that one subscription may hold, so that the first ones leave room for others."""
+        return self.limit // max(1, self.users)
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes may be held as well."""
+        return self.used + size <= self.limit
+
+
 class DeliverySink(Protocol):
     """Where a consumer's deliveries go."""
 
-    def deliver(self, delivery: Delivery) -> None:
-        """Take one delivery; called from the event loop, must not raise."""
+    def deliver(self, delivery: Delivery) -> bool | None:
+        """Take one delivery; called from the event loop, must not raise.
+
+        False: it cannot be held now. The sink has paused the consumer, and it goes back.
+        """
 
     def reset(self) -> None:
         """Forget what is unacked: the broker connection was lost and it will come again."""

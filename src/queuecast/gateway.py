@@ -25,7 +25,7 @@ from .brokers.factory import (
     make_broker,
 )
 from .config import Config
-from .delivery import Consumer, DeliverySink
+from .delivery import Consumer, DeliveryBudget, DeliverySink
 from .destination import Destination
 from .disconnect import SHUTDOWN
 from .errors import QueuecastError, Refused, Unavailable
@@ -57,12 +57,14 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         """Raises ConfigError for what the configuration alone shows to be wrong."""
         self.config = config
+        self._deliveries = DeliveryBudget(config.limits.deliveries)
         self.broker: Broker = make_broker(
             config.broker.url,
             cafile=config.broker.cafile,
             history=HistoryLimits(
                 config.history.messages, config.history.age, config.history.bytes
             ),
+            deliveries=self._deliveries,
         )
         self.url = ""
         self.stomp_url = ""
@@ -120,6 +122,7 @@ class Gateway:
                 http_auth=config.server.stomp_http_auth,
             ),
             queues=self.broker,
+            deliveries=self._deliveries,
         )
         self.services.alias = aliases.match
         self.accounts = self._accounts()
@@ -204,7 +207,12 @@ class Gateway:
 
         def make(user: str, password: str, virtual_host: str | None) -> LoginBroker:
             made = login_broker(
-                config.broker.url, user, password, virtual_host, cafile=config.broker.cafile
+                config.broker.url,
+                user,
+                password,
+                virtual_host,
+                cafile=config.broker.cafile,
+                deliveries=self._deliveries,
             )
             made.know(config.exchange_specs(), config.queue_specs())
             return made

@@ -194,6 +194,15 @@ class LimitsConfig(_Table, frozen=True, kw_only=True):
     sockjs_sessions: Annotated[
         int, option("SockJS sessions over HTTP (streaming, polling) at a time.", ge=1)
     ] = 10_000
+    deliveries: Annotated[
+        int,
+        option(
+            "Messages of work queues that wait for slow clients, all together; further ones stay "
+            "in the broker.",
+            kind="size",
+            ge=1,
+        ),
+    ] = 256 << 20
     batch: Annotated[int, option("Messages in one JSON batch.", ge=1)] = 1000
     batch_bytes: Annotated[int, option("Body of one JSON batch.", kind="size", ge=1)] = 8 << 20
     publishes: Annotated[

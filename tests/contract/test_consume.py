@@ -3,6 +3,7 @@
 import pytest
 
 from queuecast.brokers.base import BindingSpec, Broker, ExchangeSpec
+from queuecast.delivery import Delivery
 from queuecast.destination import Destination
 from queuecast.errors import NotFound, Unsupported
 from queuecast.message import Properties
@@ -270,3 +271,40 @@ async def test_binding_to_a_missing_exchange(broker: Broker, name: str) -> None:
     with pytest.raises(NotFound) as caught:
         await broker.declare(queues=[passing(name, bindings=(BindingSpec(f"{name}-x", "k"),))])
     assert "[[exchange]]" in caught.value.hint
+
+
+class Full(DeliveryList):
+    """Takes `room` deliveries; refuses the next and stands still, as the law of sinks says."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.refusals = 0
+
+    def deliver(self, delivery: Delivery) -> bool | None:  # type: ignore[override]
+        if len(self.deliveries) >= self.room and self.consumer is not None:
+            self.consumer.pause()
+            self.refusals += 1
+            return False
+        super().deliver(delivery)
+        return True
+
+
+async def test_what_a_sink_cannot_hold_stays_in_the_queue_in_order(
+    broker: Broker, queue: str
+) -> None:
+    sink = Full(3)
+    sink.consumer = await broker.consume(D(f"/amq/queue/{queue}"), sink, prefetch=10)
+    await fill(broker, queue, 20)
+    for room in (3, 4, 5):
+        sink.room = room
+        sink.consumer.resume()
+        await sink.got(room)
+        await until(lambda room=room: sink.refusals >= room - 2, "a refusal")  # type: ignore[misc]
+    sink.room = 1000
+    sink.acks_at_once = True
+    sink.consumer.resume()
+    while sink.outstanding:
+        sink.ack()
+    assert await sink.got(20) == [b"%d" % number for number in range(20)]
+    await sink.consumer.close()

@@ -294,9 +294,10 @@ async def test_a_client_that_stood_still_gets_the_rest_in_order(
 
 @pytest.mark.slow
 async def test_work_queues_leave_channels_for_everybody_s_feeds(
-    rabbit: RabbitMQ, raw: Any, queue: str
+    rabbit: RabbitMQ, raw: Any, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A consumer has a channel, and RabbitMQ allows 2047 of them on a connection."""
+    monkeypatch.setattr("queuecast.brokers.rabbitmq.pool.MAX_CONNECTIONS", 1)
     queues = [f"{queue}.{step}" for step in range(99)]
     async with (
         proxied(rabbit) as proxy,

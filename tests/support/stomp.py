@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from tests.support.sinks import eventually
 PATIENCE = 60.0  # seconds; what only a broken test waits for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StompFrame:
     """One frame from the server."""
 
@@ -41,6 +42,8 @@ class StompClient:
         self._numbers = itertools.count(1)
         self._answers: dict[str, asyncio.Future[StompFrame]] = {}
         self.messages: dict[str, list[StompFrame]] = {}
+        # Called with each message of a subscription, as it comes.
+        self.on_message: dict[str, Callable[[StompFrame], None]] = {}
         self.errors: list[StompFrame] = []
         self.ended = False
         self._task = asyncio.create_task(self._read())
@@ -117,6 +120,9 @@ class StompClient:
         """Stop reading: the kernel's buffers fill, and then the server's."""
         self._writer.transport.pause_reading()  # type: ignore[attr-defined]
 
+    def resume(self) -> None:
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     async def close(self) -> None:
         """Go without a word."""
         self._writer.transport.abort()
@@ -146,7 +152,10 @@ class StompClient:
     def _take(self, frame: StompFrame) -> None:
         match frame.command:
             case "MESSAGE":
-                self.messages.setdefault(frame.headers["subscription"], []).append(frame)
+                id = frame.headers["subscription"]
+                self.messages.setdefault(id, []).append(frame)
+                if id in self.on_message:
+                    self.on_message[id](frame)
                 return
             case "CONNECTED":
                 receipt = ""

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from ..delivery import DeliveryBudget
 from ..errors import ConfigError
 from .base import Broker
 
@@ -23,7 +24,13 @@ class HistoryLimits:
     bytes: int = 64 << 20
 
 
-def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = None) -> Broker:
+def make_broker(
+    url: str,
+    *,
+    cafile: str = "",
+    history: HistoryLimits | None = None,
+    deliveries: DeliveryBudget | None = None,
+) -> Broker:
     """Return the broker of a URL, not yet started.
 
     Raises ConfigError for an unknown scheme, a malformed URL, or a client library that is not
@@ -45,7 +52,7 @@ def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = N
             raise ConfigError(f"{scheme}:// needs pika", "pip install 'queuecast[rabbitmq]'")
         from .rabbitmq.broker import RabbitBroker
 
-        return RabbitBroker(url, cafile=cafile or None)
+        return RabbitBroker(url, cafile=cafile or None, deliveries=deliveries)
     if scheme == "kafka":
         raise ConfigError("kafka:// is not supported yet", "use embedded: or amqp://")
     raise ConfigError(
@@ -54,7 +61,13 @@ def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = N
 
 
 def login_broker(
-    url: str, user: str, password: str, virtual_host: str | None, *, cafile: str = ""
+    url: str,
+    user: str,
+    password: str,
+    virtual_host: str | None,
+    *,
+    cafile: str = "",
+    deliveries: DeliveryBudget | None = None,
 ) -> RabbitBroker:
     """Return the broker of an amqp:// or amqps:// URL as another user sees it, not yet started.
 
@@ -67,7 +80,7 @@ def login_broker(
     login = f"{quote(user, safe='')}:{quote(password, safe='')}"
     path = parts.path if virtual_host is None else "/" + quote(virtual_host, safe="")
     made = urlunsplit(parts._replace(netloc=f"{login}@{place}", path=path))
-    return RabbitBroker(made, cafile=cafile or None)
+    return RabbitBroker(made, cafile=cafile or None, deliveries=deliveries)
 
 
 def default_virtual_host(url: str) -> str:

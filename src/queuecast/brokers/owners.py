@@ -21,6 +21,10 @@ class Owners:
         if self._of.get(name, owner) is not owner:
             raise Locked(f"queue {name!r} is exclusive to another session")
 
+    def knows(self, name: str) -> bool:
+        """Tell whether the queue is somebody's alone."""
+        return name in self._of
+
     def take(self, name: str, owner: Owner | None) -> None:
         """Make the queue this owner's alone; an ownerless one is nobody's to lock."""
         self.check(name, owner)

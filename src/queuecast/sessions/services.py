@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..auth.identity import Identity
 from ..auth.policy import Verb
-from ..delivery import Consumer, DeliverySink
+from ..delivery import Consumer, DeliveryBudget, DeliverySink
 from ..destination import Destination
 from ..errors import QueuecastError, Refused, Unsupported
 from ..hub.subscription import Encoding, Outlet, Subscription
@@ -157,7 +157,7 @@ class Services:
     retry: milliseconds, the SSE reconnection time. compression: whether WebSockets may negotiate
     permessage-deflate. queues: where sessions declare queues of their own. keys: what makes
     publishes idempotent, None for nothing. heartbeat: seconds between two signs of life on a push
-    connection.
+    connection. deliveries: what work queues may hold, all together.
     """
 
     runtime: Runtime
@@ -175,6 +175,7 @@ class Services:
     heartbeat: float = 25.0
     stomp: StompOptions = StompOptions()
     queues: Queues = field(default_factory=NoQueues)
+    deliveries: DeliveryBudget = field(default_factory=DeliveryBudget)
 
     async def publish_once(
         self,

@@ -3,7 +3,8 @@
 Deliveries of a turn of the loop go out in one write. Without client acks a delivery is acked
 when it was written. While the connection takes no bytes deliveries are held, unacked, up to a
 number of bytes; beyond that the consumer is paused and further ones stay in the queue, so
-that a client that does not read costs bounded memory and its messages stay in the broker.
+that a client that does not read costs bounded memory and its messages stay in the broker. All
+subscriptions of the node together have a budget.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ class WorkSubscription:
     """
 
     __slots__ = (
+        "_budget",
         "_client_acks",
         "_consumer",
+        "_counts",
         "_encoding",
         "_flowing",
         "_held",
@@ -72,12 +75,14 @@ class WorkSubscription:
         self._encoding = encoding
         self._client_acks = client_acks
         self._consumer: Consumer | None = None
-        # At most SessionLimits.held bytes and one message, and never more than the prefetch: with
-        # that message the consumer is paused.
+        # At most SessionLimits.held bytes, or half of the share in the node's budget, and one
+        # message, and never more than the prefetch: with that message the consumer is paused.
         self._held: deque[Delivery] = deque()
         self._held_bytes = 0
         # Wire bytes to be written before the next delivery; one, the latest.
         self._notice = b""
+        self._budget = session.services.deliveries
+        self._counts = False  # among the budget's users
         self._flowing = False
         self._paused = False
         self._scheduled = False
@@ -88,6 +93,7 @@ class WorkSubscription:
         The opening itself runs on its own, so that a client that leaves meanwhile leaves no
         consumer behind.
         """
+        self._count(True)
         opened = self._session.services.runtime.promise()
         self._session.services.runtime.spawn(
             self._open(prefetch, opened), f"consume {self.destination}"
@@ -106,6 +112,7 @@ class WorkSubscription:
                 self.destination, self, prefetch=prefetch, spec=self.spec
             )
         except Exception as error:  # noqa: BLE001 - handed to the one who waits
+            self._count(False)
             if not opened.done():
                 opened.set_exception(error)
             return
@@ -129,6 +136,7 @@ class WorkSubscription:
     async def close(self) -> None:
         """End the consumer; what is unacked goes back."""
         self.closed = True
+        self._count(False)
         self._forget()
         if self._consumer is not None:
             await self._consumer.close()
@@ -144,13 +152,20 @@ class WorkSubscription:
 
     # -- from the broker: delivery.DeliverySink -------------------------------------------
 
-    def deliver(self, delivery: Delivery) -> None:
-        """Take one delivery."""
-        # Held whatever its size: given back now, it would come again behind its successors.
+    def deliver(self, delivery: Delivery) -> bool:
+        """Take one delivery, unless the node holds too much already and this one would wait."""
+        size = len(delivery.message.body)
+        waits = bool(self._held) or not self._takes
+        if waits and self._consumer is not None and not self._budget.has_room(size):
+            self._pause()
+            return False
+        # Held whatever its size: given back now, it would be marked redelivered.
         self._held.append(delivery)
-        self._held_bytes += len(delivery.message.body)
+        self._held_bytes += size
+        self._budget.used += size
         self._bound()
         self._schedule()
+        return True
 
     def reset(self) -> None:
         """The broker connection was lost: what is held will come again."""
@@ -166,6 +181,7 @@ class WorkSubscription:
 
     def cancelled(self, error: QueuecastError) -> None:
         """The consumer is over."""
+        self._count(False)
         self._forget()
         if not self.closed:
             self.closed = True
@@ -184,7 +200,13 @@ class WorkSubscription:
 
     def _forget(self) -> None:
         self._held.clear()
+        self._budget.used -= self._held_bytes
         self._held_bytes = 0
+
+    def _count(self, counts: bool) -> None:
+        if counts != self._counts:
+            self._counts = counts
+            self._budget.users += 1 if counts else -1
 
     def _bound(self) -> None:
         """Pause the consumer when enough is held.
@@ -192,8 +214,12 @@ class WorkSubscription:
         Also while the client reads: a whole prefetch can come within one turn of the loop, before
         the first write shows that it does not.
         """
-        enough = self._held_bytes > self._session.services.limits.held
-        if enough and not self._paused and self._consumer is not None:
+        most = min(self._session.services.limits.held, self._budget.share // 2)
+        if self._held_bytes > most:
+            self._pause()
+
+    def _pause(self) -> None:
+        if not self._paused and self._consumer is not None:
             self._paused = True
             self._consumer.pause()
 
@@ -215,6 +241,7 @@ class WorkSubscription:
         while self._held and size < WRITE_BYTES:
             delivery = self._held.popleft()
             self._held_bytes -= len(delivery.message.body)
+            self._budget.used -= len(delivery.message.body)
             data = self._encoding.encode_delivery(delivery.message, self.ack_id(delivery.tag))
             parts.append(data)
             tags.append(delivery.tag)

@@ -69,7 +69,9 @@ class QueueConsumer:
                 message.lane,
             )
         try:
-            self._sink.deliver(Delivery(message, self._tag))
+            if self._sink.deliver(Delivery(message, self._tag)) is False:
+                del self._unacked[self._tag]
+                self._queue.take_back(entry)
         except Exception:
             logger.exception("a consumer of queue %r failed: it is cancelled", self._queue.name)
             self._queue.detach(self, self.end(QueuecastError("the consumer failed")))

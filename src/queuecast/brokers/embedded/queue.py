@@ -167,6 +167,12 @@ class Queue:
             self._count_ready(entry, 1)
         self.wake()
 
+    def take_back(self, entry: Entry) -> None:
+        """Put an entry back that was not taken: it was never delivered."""
+        self.unacked -= 1
+        self._lines[entry.priority].give_back(entry)
+        self._count_ready(entry, 1)
+
     # Life
 
     def touch(self) -> None:

@@ -1,7 +1,8 @@
 """RabbitMQ as a broker: two connections, one for consuming and one for publishing.
 
-A publisher that RabbitMQ blocks or slows down must not stop deliveries, hence two. Each is kept
-up by a supervisor; feeds, consumers and the publisher live on whatever link there is.
+A publisher that RabbitMQ blocks or slows down must not stop deliveries, hence two; very many
+consumers get more (pool.py). Each is kept up by a supervisor; feeds, consumers and the publisher
+live on whatever link there is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 
 import pika.exceptions
 
+from ...delivery import DeliveryBudget
 from ...destination import Destination
 from ...errors import QueuecastError, Unavailable
 from ...message import NO_PROPERTIES, Properties
@@ -36,6 +38,7 @@ from .consumers import Consumers
 from .failures import of_channel
 from .feeds import EXPIRES, REBIND, Feeds
 from .ownqueue import OwnQueues
+from .pool import ConsumerPool, OnDown, OnUp
 from .publisher import MAX_UNCONFIRMED, MAX_UNCONFIRMED_BYTES, Publisher
 from .supervisor import LAST_DELAY, Supervisor
 from .topology import Topology
@@ -54,6 +57,7 @@ class RabbitBroker:
     a missing confirm is an unknown outcome. expires: milliseconds that a feed's queue outlives
     our connection. rebind: seconds between looks at exchanges and bindings. grace: seconds that
     `close` waits for confirms. reconnect: seconds between attempts to connect, at most.
+    deliveries: what consumers may hold, shared with the node's others.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class RabbitBroker:
         reconnect: float = LAST_DELAY,
         max_unconfirmed: int = MAX_UNCONFIRMED,
         max_unconfirmed_bytes: int = MAX_UNCONFIRMED_BYTES,
+        deliveries: DeliveryBudget | None = None,
     ) -> None:
         address = Address.parse(url, cafile=cafile)
         self._address = address
@@ -105,8 +110,22 @@ class RabbitBroker:
             linger=linger,
         )
         self._own = OwnQueues(self._consuming, patience=patience)
+
+        def connection(number: int, on_up: OnUp, on_down: OnDown) -> Supervisor:
+            return Supervisor(
+                address,
+                f"queuecast {node} consuming {number}",
+                on_up=on_up,
+                on_down=on_down,
+                last_delay=reconnect,
+            )
+
+        self._pool = ConsumerPool(self._consuming, connection, patience=patience)
         self._consumers = Consumers(
-            self._consuming, self._topology, self._own.owners, patience=patience
+            self._pool,
+            self._topology,
+            self._own.owners,
+            deliveries if deliveries is not None else DeliveryBudget(),
         )
         self._publisher = Publisher(
             self._publishing,
@@ -150,12 +169,12 @@ class RabbitBroker:
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
         self._feeds.on_up(link)
-        self._consumers.on_up(link)
+        await self._pool.lines[0].on_up(link)
 
     def _on_consuming_down(self, why: str) -> None:
         self._feeds.on_down(why)
         self._own.on_down()
-        self._consumers.on_down()
+        self._pool.lines[0].on_down(why)
 
     async def _on_publishing_up(self, link: Link) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Consumers: one channel each on the consuming connection, with the client's own prefetch.
+"""Consumers: one channel each on one of the pool's connections, with the client's own prefetch.
 
 Acks name tags that this consumer gave out and that are still outstanding; all others are
 ignored here, because RabbitMQ would answer one unknown tag by closing the channel. A consumer
@@ -15,11 +15,11 @@ from typing import Any
 
 import pika.exceptions
 
+from ...delivery import DeliveryBudget
 from ...destination import Destination, Kind
 from ...errors import (
     BadRequest,
     Conflict,
-    LimitExceeded,
     Locked,
     NotFound,
     QueuecastError,
@@ -33,9 +33,10 @@ from .connection import Channel, Link
 from .content import to_message
 from .failures import missing_queue, of_channel, reason
 from .ownqueue import OwnQueue, check_owner, field_table
+from .pool import ConsumerPool, Line
 from .streamplace import StreamPlace
-from .supervisor import Supervisor
 from .topology import Topology, check_queue, ensure_queue
+from .window import Window
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,10 @@ _LAST_RETRY = 15.0
 # moment should not cost a cancel, which in a quorum queue disturbs the order.
 _BRIEF = 0.25
 MAX_PREFETCH = 65_535  # AMQP's field has 16 bits
-# Bytes of bodies held for a sink that is paused. A prefetch of a thousand large messages would
-# otherwise stand in memory for each client that does not read.
+# Bytes of bodies held for a sink that is paused, or half of its share in the node's budget. A
+# prefetch of a thousand large messages would otherwise stand in memory for each client that does
+# not read.
 MAX_HELD_BYTES = 4 << 20
-# Channels that consumers leave to feeds and to questions about exchanges and queues: clients of
-# work queues must not be able to stop everybody's feeds.
-RESERVED_CHANNELS = 256
 
 LOST = "the subscription's queue was lost with the connection to the broker"
 PLACELESS = "the place in the stream was not known yet"
@@ -63,24 +62,13 @@ class Consumers:
     """All consumers of this node."""
 
     def __init__(
-        self, supervisor: Supervisor, topology: Topology, owners: Owners, *, patience: float
+        self, pool: ConsumerPool, topology: Topology, owners: Owners, budget: DeliveryBudget
     ) -> None:
-        self._supervisor = supervisor
-        self._topology = topology
-        self._patience = patience
-        self._all: set[QueueConsumer] = set()
-        self._opening = 0
+        self._pool = pool
+        self.budget = budget
         self.owners = owners
-
-    def on_up(self, link: Link) -> None:
-        """Open every consumer again on a new link."""
-        for consumer in self._all:
-            consumer.on_up(link)
-
-    def on_down(self) -> None:
-        """Tell every consumer that its deliveries are void."""
-        for consumer in list(self._all):
-            consumer.on_down()
+        self._topology = topology
+        self._all: dict[QueueConsumer, Line] = {}
 
     async def open(
         self, destination: Destination, sink: DeliverySink, prefetch: int, spec: ConsumeSpec
@@ -90,14 +78,10 @@ class Consumers:
             raise Unsupported(f"{destination} names no queue")
         if not 1 <= prefetch <= MAX_PREFETCH:
             raise BadRequest(f"prefetch {prefetch}", f"it is 1 to {MAX_PREFETCH}")
-        link = await self._supervisor.wait(self._patience)
-        if len(self._all) + self._opening >= link.channel_max - RESERVED_CHANNELS:
-            raise LimitExceeded(
-                f"the gateway has {len(self._all)} consumers, that is the limit",
-                "raise channel_max in RabbitMQ's configuration",
-            )
+        # An exclusive queue is its connection's (AMQP 0-9-1 section 3.1.4), and sessions declare
+        # theirs on the first.
+        line, link = await self._pool.take(first=self._is_exclusive(destination, spec))
         consumer = QueueConsumer(self, self._topology, destination, sink, prefetch, spec)
-        self._opening += 1
         try:
             try:
                 await consumer.open(link)
@@ -106,10 +90,12 @@ class Consumers:
                     raise
                 # It went with its last consumer between the declaration and this one.
                 await consumer.open(link)
-        finally:
-            self._opening -= 1
-        self._all.add(consumer)
-        current = self._supervisor.link
+        except BaseException:
+            self._pool.opened(line, None)
+            raise
+        self._pool.opened(line, consumer)
+        self._all[consumer] = line
+        current = line.supervisor.link
         if current is not link:
             # The link went while this one was opened on it.
             consumer.on_down()
@@ -117,12 +103,20 @@ class Consumers:
                 consumer.on_up(current)
         return consumer
 
+    def _is_exclusive(self, destination: Destination, spec: ConsumeSpec) -> bool:
+        if spec.queue is not None:
+            return spec.queue.exclusive
+        return self.owners.knows(destination.name)
+
     def forget(self, consumer: QueueConsumer) -> None:
-        self._all.discard(consumer)
+        line = self._all.pop(consumer, None)
+        if line is not None:
+            self._pool.release(line, consumer)
 
     async def close(self) -> None:
         """Close all; their unacked deliveries go back."""
         await asyncio.gather(*(consumer.close() for consumer in list(self._all)))
+        await self._pool.close()
 
 
 class QueueConsumer:
@@ -161,9 +155,11 @@ class QueueConsumer:
         self._base = 0
         self._last = 0
         self._outstanding: set[int] = set()  # bounded by the prefetch
+        self._window = Window(prefetch)
         # What came while paused, in order; bounded by the prefetch and MAX_HELD_BYTES.
         self._held: deque[Delivery] = deque()
         self._held_bytes = 0
+        self._budget = consumers.budget
         # The channel's own tags of what came when no more could be held; bounded by the
         # prefetch. They go back once the broker has stopped sending: earlier, it would send
         # them again at once, behind their successors.
@@ -194,7 +190,6 @@ class QueueConsumer:
         try:
             channel = await link.channel()
             self._watch(channel)
-            await channel.qos(self._prefetch)
             self._base = self._last
             self._channel = channel
             self._tag = None
@@ -217,6 +212,7 @@ class QueueConsumer:
         finally:
             self._opening = False
         self._begun = True
+        self._look_at_window()  # it may have been resumed meanwhile
 
     def _watch(self, channel: Channel) -> None:
         channel.on_closed = lambda why: self._on_channel_closed(channel, why)
@@ -236,14 +232,16 @@ class QueueConsumer:
             self._told = True
             self._guard_sink(self._sink.gap, owed)
         arguments = self._arguments if self._place is None else self._place.arguments()
+        # One that stays cannot begin anew with more.
+        window = self._window.begin(self._last, len(self._outstanding))
+        await channel.qos(self._prefetch if self._stays else window)
         await channel.consume(self._queue, tag, on_message, arguments=field_table(arguments))
 
     def _take(self, delivery: Delivery) -> None:
         size = len(delivery.message.body)
         waits = self._paused or bool(self._held)
-        if self._surplus or (waits and self._held and self._held_bytes + size > MAX_HELD_BYTES):
-            self._surplus.append(delivery.tag)
-            self._switch()
+        if self._surplus or (waits and not self._may_hold(size)):
+            self._refuse(delivery.tag)
             return
         if self._place is not None and not self._place.takes(delivery.message):
             if self._channel is not None:
@@ -255,15 +253,35 @@ class QueueConsumer:
         self._last = delivery.tag
         self._told = False
         self._outstanding.add(delivery.tag)
+        self._window.took(size)
         if waits:
             self._held.append(delivery)
             self._held_bytes += size
+            self._budget.used += size
         else:
             self._deliver(delivery)
+        self._look_at_window()
+
+    def _may_hold(self, size: int) -> bool:
+        most = min(MAX_HELD_BYTES, self._budget.share // 2)
+        fits = not self._held or self._held_bytes + size <= most
+        return fits and self._budget.has_room(size)
+
+    def _refuse(self, raw: int) -> None:
+        """Note a tag of the channel's that goes back."""
+        self._surplus.append(raw)
+        self._window.refused(self._budget.share // 2)
+        self._switch()
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
-            self._sink.deliver(delivery)
+            if self._sink.deliver(delivery) is False:
+                # It and all that came after it, or they would overtake it.
+                back = [delivery, *self._held]
+                self._unhold()
+                for each in back:
+                    self._outstanding.discard(each.tag)
+                    self._refuse(each.tag - self._base)
         except Exception:
             # Nobody would ever settle it: the consumer ends, and it goes back to the queue.
             log.exception("a consumer's sink failed")
@@ -276,11 +294,15 @@ class QueueConsumer:
     def _forget(self) -> None:
         """Forget deliveries that are void or were given back."""
         self._outstanding.clear()
-        self._held.clear()
-        self._held_bytes = 0
+        self._unhold()
         self._surplus.clear()
         if self._place is not None:
             self._place.void()
+
+    def _unhold(self) -> None:
+        self._held.clear()
+        self._budget.used -= self._held_bytes
+        self._held_bytes = 0
 
     # Settling
 
@@ -306,6 +328,21 @@ class QueueConsumer:
         self._outstanding.discard(tag)
         if self._place is not None:
             self._place.settled(tag)
+        self._window.settled(tag)
+        self._look_at_window()
+
+    def _look_at_window(self) -> None:
+        """Begin anew when the broker sends no more although the prefetch allows it."""
+        if self._must_begin:
+            self._switch()
+
+    @property
+    def _must_begin(self) -> bool:
+        if self._paused or self._held or self._closed or self._opening:
+            return False
+        if len(self._outstanding) >= self._prefetch:
+            return False
+        return self._tag is None or self._window.is_used_up
 
     # Pausing
 
@@ -323,6 +360,7 @@ class QueueConsumer:
         while self._held and not self._paused:
             delivery = self._held.popleft()
             self._held_bytes -= len(delivery.message.body)
+            self._budget.used -= len(delivery.message.body)
             self._deliver(delivery)
         if self._stays and not self._paused:
             self._give_surplus_back()
@@ -348,10 +386,11 @@ class QueueConsumer:
             channel = self._channel
             if channel is None or not channel.is_open:
                 return
-            if self._paused == (self._tag is None) and not self._surplus:
+            begin = self._must_begin
+            if not (self._surplus or begin or (self._paused and self._tag is not None)):
                 return
             try:
-                if self._surplus:
+                if self._surplus or (begin and self._tag is not None):
                     await self._stop(channel)
                 elif self._paused:
                     await asyncio.sleep(_BRIEF)

@@ -307,9 +307,13 @@ class FeedQueue:
         except NotFound:
             return
         if kind != self.kind:
-            self._readers.fail(
-                Conflict(f"exchange {self.exchange!r} was {self.kind} and came back as {kind}")
-            )
+            self.supersede(kind)
+
+    def supersede(self, kind: str) -> None:
+        """End the feeds: the exchange is of another type now."""
+        self._readers.fail(
+            Conflict(f"exchange {self.exchange!r} was {self.kind} and came back as {kind}")
+        )
 
     # The end
 

@@ -113,8 +113,11 @@ class Feeds:
             raise Unavailable(f"RabbitMQ is away: {self._supervisor.status}")
         place = (exchange, None if kind in _SHARED else key)
         queue = self._queues.get(place)
-        if queue is not None and queue.kind != kind and queue.is_empty:
-            self._drop_if_empty(queue)
+        if queue is not None and queue.kind != kind:
+            # Whoever is left there listens by the rules of an exchange that is gone.
+            queue.supersede(kind)
+            self.forget(queue)
+            self._spawn(queue.close(), "superseded queue")
             queue = None
         if queue is None:
             queue = self._queues[place] = FeedQueue(self, exchange, kind)
