@@ -36,6 +36,15 @@ def messages(listener: Listener, until: str) -> list[tuple[str, str]]:
     return found
 
 
+def past_gaps(listener: Listener, kind: str) -> tuple[dict[str, str], str]:
+    """Return the next frame that is no gap: a feed's comes when it comes."""
+    while True:
+        got, headers, body = listener.frames.get(timeout=20)
+        if "gap" not in headers:
+            assert got == kind, (headers, body)
+            return headers, body
+
+
 def test_sessions_outlive_a_restart_of_the_broker(rabbit_own: RabbitServer) -> None:
     name = unique("restart")
     with gateway(rabbit_own) as behind, connected(behind, "tcp-1.2") as (client, listener):
@@ -57,12 +66,12 @@ def test_sessions_outlive_a_restart_of_the_broker(rabbit_own: RabbitServer) -> N
 
         rabbit_own.restart()
 
-        headers, body = listener.next("MESSAGE")
+        headers, body = past_gaps(listener, "MESSAGE")
         assert (body, headers["redelivered"]) == ("unacked", "true")
         client.ack(acks["unacked"], receipt="4")  # of the old delivery: harmless
-        listener.next("RECEIPT")
+        past_gaps(listener, "RECEIPT")
         client.ack(headers["ack"], receipt="5")
-        listener.next("RECEIPT")
+        past_gaps(listener, "RECEIPT")
 
         def published() -> bool:
             with contextlib.suppress(pika.exceptions.AMQPError):
