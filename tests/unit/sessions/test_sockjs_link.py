@@ -98,7 +98,7 @@ SENDS = b"".join(
 
 def cut(data: Any, lengths: list[int]) -> list[Any]:
     """Cut into parts of these lengths, again and again."""
-    parts = []
+    parts: list[Any] = []
     for length in itertools.cycle(lengths):
         if not data:
             return parts
