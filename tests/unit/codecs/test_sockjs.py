@@ -6,16 +6,18 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from queuecast.codecs import sockjs
 from queuecast.codecs.sockjs import SockJsError, Wire
 
 # Everything that Python can encode: no halves of surrogate pairs.
-texts = st.text(st.characters(exclude_categories=["Cs"]))
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+many = st.lists(texts, min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(texts)
 def test_a_message_comes_back(text: str) -> None:
     frame = sockjs.message(text)
@@ -33,6 +35,7 @@ def test_what_browsers_would_change_is_escaped() -> None:
     assert all(f"\\u{code:04x}".encode() in quoted for code in range(0x2028, 0x2030))
 
 
+@settings(deadline=None)
 @given(texts, st.integers(1000, 4999))
 def test_an_ending_names_code_and_reason(text: str, code: int) -> None:
     frame = sockjs.close(code, text)
@@ -53,7 +56,8 @@ def decode_uri(text: str) -> str:
     return text.replace("%25", "%")
 
 
-@given(st.lists(texts, min_size=1))
+@settings(deadline=None)
+@given(many)
 def test_frames_of_xhr_are_lines(messages: list[str]) -> None:
     data = b"".join(Wire.XHR.wrap(sockjs.message(text)) for text in messages)
     lines = data.split(b"\n")
@@ -61,7 +65,8 @@ def test_frames_of_xhr_are_lines(messages: list[str]) -> None:
     assert [json.loads(line[1:])[0] for line in lines] == messages
 
 
-@given(st.lists(texts, min_size=1))
+@settings(deadline=None)
+@given(many)
 def test_frames_of_eventsource_are_events(messages: list[str]) -> None:
     data = b"".join(Wire.EVENTSOURCE.wrap(sockjs.message(text)) for text in messages)
     events = data.split(b"\r\n\r\n")
@@ -75,6 +80,7 @@ def test_frames_of_eventsource_are_events(messages: list[str]) -> None:
     assert found == messages
 
 
+@settings(deadline=None)
 @given(texts)
 def test_frames_of_htmlfile_are_scripts(text: str) -> None:
     data = Wire.HTMLFILE.wrap(sockjs.message(text))
@@ -101,7 +107,8 @@ def test_preludes_get_browsers_to_show_what_follows() -> None:
     assert b"var c = parent._jp.a1;" in page
 
 
-@given(st.lists(texts, min_size=1))
+@settings(deadline=None)
+@given(many)
 def test_a_poll_is_answered_with_one_frame(messages: list[str]) -> None:
     lines = b"".join(Wire.XHR.wrap(sockjs.message(text)) for text in messages)
     frame = sockjs.merge(lines)
@@ -118,7 +125,8 @@ def test_messages_that_look_like_borders_survive_a_merge() -> None:
 # -- from the client ----------------------------------------------------------------------
 
 
-@given(st.lists(texts), st.booleans())
+@settings(deadline=None)
+@given(st.lists(texts, max_size=8), st.booleans())
 def test_messages_of_a_client(messages: list[str], ascii_only: bool) -> None:
     payload = json.dumps(messages, ensure_ascii=ascii_only)
     assert sockjs.parse_messages(payload) == messages
@@ -129,7 +137,8 @@ def test_one_text_is_one_message() -> None:
     assert sockjs.parse_messages(b'"x"') == ["x"]
 
 
-@given(st.text())
+@settings(deadline=None)
+@given(st.text(max_size=40))
 def test_halves_of_pairs_become_what_a_websocket_makes_of_them(text: str) -> None:
     """`st.text()` makes none; json.dumps writes those that are put in by hand."""
     payload = json.dumps([text + "\ud800", "\udfff\\ud800"])
@@ -164,7 +173,8 @@ def test_what_is_no_array_of_texts(payload: bytes) -> None:
         sockjs.parse_messages(payload)
 
 
-@given(st.binary())
+@settings(deadline=None)
+@given(st.binary(max_size=100))
 def test_garbage_is_refused_or_read_never_more(payload: bytes) -> None:
     try:
         messages = sockjs.parse_messages(payload)

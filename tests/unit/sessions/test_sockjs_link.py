@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from queuecast.codecs.sockjs import Wire
@@ -88,27 +90,37 @@ def test_a_thousand_pages_share_one_encode_and_get_one_write() -> None:
     assert [each.body for each in stomp_of(messages(first))] == [b"%d" % n for n in range(50)]
 
 
+sizes = st.lists(st.integers(1, 60), min_size=1, max_size=6)
+SENDS = b"".join(
+    stomp("SEND", body, destination="/topic/a") for body in (b"one", "zwölf".encode(), b"")
+)
+
+
+def cut(data: Any, lengths: list[int]) -> list[Any]:
+    """Cut into parts of these lengths, again and again."""
+    parts: list[Any] = []
+    for length in itertools.cycle(lengths):
+        if not data:
+            return parts
+        parts.append(data[:length])
+        data = data[length:]
+    return parts
+
+
 @st.composite
 def cuttings(draw: st.DrawFn) -> list[bytes]:
     """Draw three SENDs, cut into texts, messages, WebSocket frames and reads in any way."""
-    stream = b"".join(
-        stomp("SEND", body, destination="/topic/a") for body in (b"one", "zwölf".encode(), b"")
-    ).decode()
+    shape = draw(st.sampled_from((0, 1, 2)))
+    ascii_only = draw(st.booleans())
+    between = draw(st.sampled_from((b"", masked(TEXT, b""), masked(PING, b""))))
     wire = b""
-    while stream:
-        size = draw(st.integers(1, len(stream)))
-        part, stream = stream[:size], stream[size:]
-        payload = draw(st.sampled_from(([part], part, [part[:1], "", part[1:]])))
-        wire += long_masked(json.dumps(payload, ensure_ascii=draw(st.booleans())).encode())
-        wire += draw(st.sampled_from((b"", masked(TEXT, b""), masked(PING, b""))))
-    reads = []
-    while wire:
-        size = draw(st.integers(1, len(wire)))
-        reads.append(wire[:size])
-        wire = wire[size:]
-    return reads
+    for part in cut(SENDS.decode(), draw(sizes)):
+        payload = ([part], part, [part[:1], "", part[1:]])[shape]
+        wire += long_masked(json.dumps(payload, ensure_ascii=ascii_only).encode()) + between
+    return cut(wire, draw(sizes))
 
 
+@settings(deadline=None)
 @given(cuttings())
 def test_any_cutting_of_bytes_and_messages_gives_the_same(reads: list[bytes]) -> None:
     house = House()
@@ -172,7 +184,8 @@ def content(data: bytes) -> Got:
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-@given(body=st.binary(min_size=1))
+@settings(deadline=None)
+@given(body=st.binary(min_size=1, max_size=100))
 def test_bodies_that_are_not_utf8_are_base64_and_say_so(
     framing: SockJsFraming, body: bytes
 ) -> None:
