@@ -62,6 +62,7 @@ class Gateway:
             history=HistoryLimits(
                 config.history.messages, config.history.age, config.history.bytes
             ),
+            retain=config.retain_rules(),
         )
         self.url = ""
         self.stomp_url = ""

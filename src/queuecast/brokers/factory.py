@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from ..errors import ConfigError
+from ..retention import RetainRule
 from .base import Broker
 
 if TYPE_CHECKING:
@@ -23,10 +25,17 @@ class HistoryLimits:
     bytes: int = 64 << 20
 
 
-def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = None) -> Broker:
+def make_broker(
+    url: str,
+    *,
+    cafile: str = "",
+    history: HistoryLimits | None = None,
+    retain: Sequence[RetainRule] = (),
+) -> Broker:
     """Return the broker of a URL, not yet started.
 
-    Raises ConfigError for an unknown scheme, a malformed URL, or a client library that is not
+    retain: which destinations keep their messages. Raises ConfigError for an unknown scheme, a
+    malformed URL, a rule that the broker cannot keep to, or a client library that is not
     installed (with the command that installs it).
     """
     # The scheme alone: what else is wrong with a URL is its own broker's to say.
@@ -45,7 +54,7 @@ def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = N
             raise ConfigError(f"{scheme}:// needs pika", "pip install 'queuecast[rabbitmq]'")
         from .rabbitmq.broker import RabbitBroker
 
-        return RabbitBroker(url, cafile=cafile or None)
+        return RabbitBroker(url, cafile=cafile or None, retain=retain)
     if scheme == "kafka":
         raise ConfigError("kafka:// is not supported yet", "use embedded: or amqp://")
     raise ConfigError(

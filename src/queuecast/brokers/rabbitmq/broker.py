@@ -1,7 +1,8 @@
-"""RabbitMQ as a broker: two connections, one for consuming and one for publishing.
+"""RabbitMQ as a broker: one connection for consuming, one for publishing, one for streams.
 
-A publisher that RabbitMQ blocks or slows down must not stop deliveries, hence two. Each is kept
-up by a supervisor; feeds, consumers and the publisher live on whatever link there is.
+A publisher that RabbitMQ blocks or slows down must not stop deliveries, and what a stream does not
+support ends its whole connection. Each is kept up by a supervisor; feeds, consumers, streams and
+the publisher live on whatever link there is. Without [[retain]] rules there are no streams.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pika.exceptions
 from ...destination import Destination
 from ...errors import QueuecastError, Unavailable
 from ...message import NO_PROPERTIES, Properties
+from ...retention import RetainRule
 from ..base import (
     DEFAULT_PREFETCH,
     Consumer,
@@ -33,6 +35,7 @@ from .consumers import Consumers
 from .failures import of_channel
 from .feeds import EXPIRES, REBIND, Feeds
 from .publisher import MAX_UNCONFIRMED, MAX_UNCONFIRMED_BYTES, Publisher
+from .retained import Retained
 from .supervisor import LAST_DELAY, Supervisor
 from .topology import Topology
 
@@ -49,7 +52,8 @@ class RabbitBroker:
     patience: seconds that a call waits for a broker that is away. confirm_timeout: seconds until
     a missing confirm is an unknown outcome. expires: milliseconds that a feed's queue outlives
     our connection. rebind: seconds between looks at exchanges and bindings. grace: seconds that
-    `close` waits for confirms. reconnect: seconds between attempts to connect, at most.
+    `close` waits for confirms. reconnect: seconds between attempts to connect, at most. retain:
+    rules for destinations whose messages are kept in streams.
     """
 
     def __init__(
@@ -68,7 +72,9 @@ class RabbitBroker:
         reconnect: float = LAST_DELAY,
         max_unconfirmed: int = MAX_UNCONFIRMED,
         max_unconfirmed_bytes: int = MAX_UNCONFIRMED_BYTES,
+        retain: Sequence[RetainRule] = (),
     ) -> None:
+        """Raises ConfigError for the URL, and for a rule that a stream cannot keep to."""
         address = Address.parse(url, cafile=cafile)
         self._address = address
         self.name = address.masked
@@ -89,6 +95,24 @@ class RabbitBroker:
             on_down=lambda _why: None,
             last_delay=reconnect,
         )
+        self._streaming = Supervisor(
+            address,
+            f"queuecast {node} streams",
+            on_up=self._on_streaming_up,
+            on_down=lambda why: self._retained.on_down(why),
+            last_delay=reconnect,
+        )
+        self._retained = Retained(
+            retain,
+            self._streaming,
+            self._publishing,
+            self._topology,
+            patience=patience,
+            rebind=rebind,
+        )
+        self._supervisors = [self._consuming, self._publishing]
+        if retain:
+            self._supervisors.append(self._streaming)
         self._feeds = Feeds(
             self._consuming,
             self._publishing,
@@ -122,8 +146,8 @@ class RabbitBroker:
         """
         if self._closed:
             raise Unavailable("the broker was closed")
-        await self._consuming.start()
-        await self._publishing.start()
+        for supervisor in self._supervisors:
+            await supervisor.start()
         if self._checking is None:
             self._checking = asyncio.create_task(self._check(), name="rabbitmq confirms")
         self._started = True
@@ -155,6 +179,9 @@ class RabbitBroker:
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
 
+    async def _on_streaming_up(self, link: Link) -> None:
+        self._retained.on_up(link)
+
     async def _check(self) -> None:
         while True:
             await asyncio.sleep(_CHECK)
@@ -165,24 +192,30 @@ class RabbitBroker:
 
     @property
     def ready(self) -> bool:
-        """Whether both connections are up."""
-        return self._consuming.ready and self._publishing.ready
+        """Whether all connections are up and the streams are read."""
+        return all(each.ready for each in self._supervisors) and not self._retained.problem
 
     @property
     def status(self) -> str:
         """What is the matter, for people."""
-        for supervisor in (self._consuming, self._publishing):
+        for supervisor in self._supervisors:
             if not supervisor.ready:
                 return supervisor.status
+        if self._retained.problem:
+            return self._retained.problem
         blocked = self._publishing.link.blocked if self._publishing.link else None
         return f"connected, but takes no publishes: {blocked}" if blocked else "connected"
 
     async def declare(
         self, exchanges: Sequence[ExchangeSpec] = (), queues: Sequence[QueueSpec] = ()
     ) -> None:
-        """Create what is configured and remember it; raises Conflict, Refused, Unavailable."""
+        """Create what is configured and remember it, and the streams of the rules.
+
+        Raises Conflict, Refused, ConfigError, NotFound (the exchange of a rule), Unavailable.
+        """
         link = await self._consuming.wait(self._patience)
         await self._topology.declare(link, exchanges, queues)
+        await self._retained.start()
 
     async def publish(
         self,
@@ -201,6 +234,8 @@ class RabbitBroker:
     async def open_feed(self, destination: Destination, sink: FeedSink) -> FeedReader:
         """Start reading; raises NotFound, Refused, Unsupported, Unavailable."""
         try:
+            if self._retained.holds(destination):
+                return await self._retained.open(destination, sink)
             return await self._feeds.open(destination, sink)
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
@@ -221,7 +256,7 @@ class RabbitBroker:
             return
         self._closed = True
         await self._publisher.close(self._grace)
-        for part in (self._consumers, self._feeds):
+        for part in (self._consumers, self._feeds, self._retained):
             try:
                 await part.close()
             except (QueuecastError, pika.exceptions.AMQPError) as error:
@@ -232,4 +267,4 @@ class RabbitBroker:
             self._checking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._checking
-        await asyncio.gather(self._consuming.close(), self._publishing.close())
+        await asyncio.gather(*(supervisor.close() for supervisor in self._supervisors))

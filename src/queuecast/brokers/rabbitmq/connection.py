@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pika
@@ -117,7 +117,13 @@ class Channel:
         await self.call("basic_qos", prefetch_count=prefetch)
 
     async def consume(
-        self, queue: str, tag: str, on_message: OnMessage, *, exclusive: bool = False
+        self,
+        queue: str,
+        tag: str,
+        on_message: OnMessage,
+        *,
+        exclusive: bool = False,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Start deliveries; never without acks (on a stream that closes the connection)."""
 
@@ -125,7 +131,12 @@ class Channel:
             on_message(deliver, properties, body)
 
         await self.call(
-            "basic_consume", queue, guarded(message), consumer_tag=tag, exclusive=exclusive
+            "basic_consume",
+            queue,
+            guarded(message),
+            consumer_tag=tag,
+            exclusive=exclusive,
+            arguments=dict(arguments) if arguments else None,
         )
 
     async def cancel(self, tag: str) -> None:
