@@ -20,8 +20,10 @@ log = logging.getLogger(__name__)
 
 # The reasons of gaps, as the hub has them.
 EVICTED, EPOCH = "evicted", "epoch"
-# For a `last=N` beyond, all that there is: what it costs to find the place has a bound.
+# For a `last=N` beyond, or one whose messages are further back than that, all that there is: what
+# it costs to find the place has a bound.
 _MOST_LAST = 100_000
+_MOST_SCANNED = 300_000  # messages, of all destinations of the rule
 _BACKFILL_PATIENCE = 3.0  # seconds; then the place is looked for ahead of everybody else's
 
 
@@ -124,10 +126,13 @@ class RetainedFeed:
         offsets = [offset for offset in known.offsets if offset > known.lost and offset >= begin]
         if not _is_enough(known, count, begin):
             # Of what the index has lost, the pass finds it: one sweep for all who ask.
+            low = max(begin, known.lost - _MOST_SCANNED)
             missing = LastRequest(
-                self.pattern, begin, min(known.lost, stream.last), count - len(offsets)
+                self.pattern, low, min(known.lost, stream.last), count - len(offsets)
             )
             await stream.history.ask(missing)
+            if low > begin and len(missing.offsets) + len(offsets) < count:
+                return begin
             offsets = [*missing.offsets, *offsets]
         return offsets[0] if offsets else stream.last + 1
 
@@ -154,8 +159,13 @@ class RetainedFeed:
 
     async def _page(self, mark: Mark, max_bytes: int) -> Page:
         stream = self._stream
-        head = stream.last
         want, gap = mark.offset, ""
+        if mark.epoch == stream.epoch and want > stream.last + 1:
+            # Another node may have been a moment ahead of this one.
+            await stream.catch_up()
+            if want <= stream.last + 1:
+                return self._made([], want, "", want, end=True)
+        head = stream.last
         if mark.epoch != stream.epoch or want > head + 1:
             want, gap = await stream.begin(), EPOCH
         elif stream.rule.age:

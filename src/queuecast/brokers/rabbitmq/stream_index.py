@@ -237,10 +237,10 @@ class Window:
 
 
 class Samples:
-    """When which offset was reached, by this node's clock, a second apart."""
+    """When which offset was reached, by this node's clock, at most twice a second."""
 
     _INTERVAL = 1.0
-    _MOST = 8192  # more than two hours; asking for an earlier time asks the broker
+    _MOST = 8192  # more than an hour; asking for an earlier time asks the broker
 
     def __init__(self) -> None:
         self._times: list[float] = []
@@ -250,7 +250,8 @@ class Samples:
         """Say that all messages up to this offset have come by now (Unix seconds)."""
         if self._times and now < self._times[-1]:
             self.clear()  # somebody set the clock back
-        if self._times and now < self._times[-1] + self._INTERVAL:
+        if len(self._times) > 1 and now - self._times[-2] < self._INTERVAL:
+            self._times[-1], self._offsets[-1] = now, offset
             return
         self._times.append(now)
         self._offsets.append(offset)

@@ -39,6 +39,9 @@ _NEAR = 500
 _AHEAD = 2 * PREFETCH
 # Messages after which a run lets others have the consumer, if any wait.
 _QUANTUM = 5_000
+# … and after which a page ends in any case: whoever asked does not wait for ever for the messages
+# of a rare key.
+_LONGEST = 50_000
 _LINGER = 2.0  # seconds that the consumer stays when nobody waits
 _SILENCE = 30.0  # seconds without a message that has to come; the consumer is opened anew then
 _PATIENCE = 10.0  # seconds of failures in a row after which those who wait are told
@@ -156,7 +159,9 @@ class StreamPass:
         while True:
             try:
                 if not await self._turn():
-                    break
+                    await self._leave_broker()
+                    if not self._is_wanted:  # somebody may have come while it left
+                        return
                 failing = None
                 continue
             except _NoLink as error:
@@ -178,15 +183,20 @@ class StreamPass:
             log.warning("the history of %s: %s", self._stream, failure)
             self.reset(Unavailable(f"history cannot be read: {failure.text}"))
             failing = None
-        await self._leave_broker()
+
+    @property
+    def _is_wanted(self) -> bool:
+        return bool(self._waiting or self._probes or self._idle_work)
 
     async def _turn(self) -> bool:
         """Do one thing for somebody; False when nobody has waited for a while."""
         self._event.clear()
         others = bool(self._waiting or self._probes)
         backfilling = self._idle_work is not None and self._idle_work in self._active
-        if self._active and others and (backfilling or self._run_length >= _QUANTUM):
+        long = self._run_length >= (_QUANTUM if others else _LONGEST)
+        if self._active and (long or (others and backfilling)):
             self._suspend()
+            self._run_length = 0
         if self._active:
             await self._read()
         elif self._probes:
@@ -200,7 +210,7 @@ class StreamPass:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LINGER):
                     await self._event.wait()
-            return bool(self._waiting or self._probes or self._idle_work)
+            return self._is_wanted
         return True
 
     def _target(self) -> Request:

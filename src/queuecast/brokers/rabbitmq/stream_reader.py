@@ -56,6 +56,7 @@ WINDOW = 8 << 20
 _BACKFILL = 500_000
 _MARK_PATIENCE = 15.0  # seconds until our own mark must have come back
 _FIRST_RETRY, _LAST_RETRY = 0.25, 15.0  # seconds between attempts
+_CATCH_UP = 1.0  # seconds between marks, at least
 _BEGIN_KEPT = 1.0  # seconds for which the first offset is not asked for again
 _MARK_TYPE = "queuecast.mark"
 
@@ -93,8 +94,9 @@ class StreamReader:
         self._found = ""  # the epoch of the stream that is being opened
         self._held = False  # until it is certain whose messages they are
         self._broken = False  # it does not go on where it was, although its epoch says so
-        self._mark = b""
-        self._marked: asyncio.Future[None] | None = None
+        self._marks: dict[bytes, asyncio.Future[None]] = {}  # our own that must come back
+        self._catching_up = asyncio.Lock()
+        self._caught_up = -_CATCH_UP
         self._live = asyncio.Event()
         self._waiters: set[asyncio.Future[None]] = set()
         self._work = asyncio.Event()
@@ -260,7 +262,6 @@ class StreamReader:
         try:
             await channel.qos(PREFETCH)
             self._channel = channel
-            self._mark = b""
             await channel.consume(
                 self.name, "live", on_message, arguments={"x-stream-offset": spec}
             )
@@ -283,20 +284,50 @@ class StreamReader:
             if needed:
                 raise Unavailable(f"RabbitMQ takes no publishes: {publishing.blocked}")
             return
-        self._mark = secrets.token_hex(8).encode()
-        marked = self._marked = self._loop.create_future()
+        body = secrets.token_hex(8).encode()
+        marked = self._marks[body] = self._loop.create_future()
         properties = pika.spec.BasicProperties(delivery_mode=PERSISTENT, type=_MARK_TYPE)
         try:
             async with asyncio.timeout(_MARK_PATIENCE):
                 confirming = await ConfirmChannel.open(publishing)
-                await confirming.send_once(self._identity.exchange, "", self._mark, properties)
-                await asyncio.wait({marked, channel.closed}, return_when=asyncio.FIRST_COMPLETED)
+                await confirming.send_once(self._identity.exchange, "", body, properties)
+            await self._until_marked(marked, channel)
         except TimeoutError:
-            raise Unavailable("the stream does not deliver what is published to it") from None
+            raise Unavailable("RabbitMQ does not confirm a message to the stream") from None
+        except pika.exceptions.AMQPError as error:
+            raise of_channel(error) from None
         finally:
-            self._marked = None
-        if not marked.done():
-            raise Unavailable("the stream's consumer was lost")
+            del self._marks[body]
+
+    async def _until_marked(self, marked: asyncio.Future[None], channel: Channel) -> None:
+        """Wait for a mark that the stream has; there may be many messages before it."""
+        ends: set[asyncio.Future[Any]] = {marked, channel.closed}
+        while True:
+            last = self.last
+            await asyncio.wait(ends, timeout=_MARK_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            if marked.done():
+                return
+            if channel is not self._channel or channel.closed.done():
+                raise Unavailable("the stream's consumer was lost")
+            if self.last == last:
+                # RabbitMQ sends nothing from a place that the stream has not reached: it does
+                # not even have the message any more that we had last.
+                self._broken = self._opening == "resumed"
+                raise Unavailable("the stream does not deliver what is published to it")
+
+    async def catch_up(self) -> None:
+        """Return when what was confirmed before now has been handed over; raises Unavailable.
+
+        At most once a second for all who ask: each time writes a small message to the stream.
+        """
+        asked = self._loop.time()
+        async with self._catching_up:
+            if self._caught_up >= asked:
+                return
+            await asyncio.sleep(max(0.0, self._caught_up + _CATCH_UP - asked))
+            begun = self._loop.time()
+            await self._mark_end(needed=True)
+            self._caught_up = begun
 
     def _on_closed(self, channel: Channel, why: BaseException) -> None:
         if channel is self._channel:
@@ -375,8 +406,10 @@ class StreamReader:
                 continue
             last = offset
             if message.exchange == mark:
-                if message.body == self._mark and self._marked is not None:
-                    self._loop.call_soon(_done, self._marked)
+                marked = self._marks.get(message.body)
+                if marked is not None:
+                    # Waited for are all before it: its waiter runs when they are handed over.
+                    self._loop.call_soon(_done, marked)
                 continue
             self.window.add(offset, message, size_of(message))
             for key in keys_of(message):

@@ -102,7 +102,7 @@ class PageRequest(Request):
         self.gap_at = first
 
     def pause(self, after: int) -> bool:
-        return bool(self.messages)
+        return True  # also an empty page is progress: its reader asks again from there
 
     def finish(self, after: int) -> None:
         full = self._left <= 0
