@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import pika.exceptions
 
 from ...destination import Destination
-from ...errors import QueuecastError, Unavailable
+from ...errors import QueuecastError, Unavailable, Unroutable
 from ...message import NO_PROPERTIES, Properties
 from ...retention import RetainRule
 from ..base import (
@@ -227,9 +227,19 @@ class RabbitBroker:
     ) -> None:
         """Publish and return once RabbitMQ has confirmed; see the broker interface.
 
-        Order is kept per exchange and, for /queue, per queue.
+        Order is kept per exchange and, for /queue, per queue. What a rule keeps has to reach its
+        stream.
         """
-        await self._publisher.publish(destination, body, properties, mandatory)
+        retained = await self._retained.publishable(destination)
+        if not retained or mandatory is not None:
+            await self._publisher.publish(destination, body, properties, mandatory)
+            return
+        try:
+            await self._publisher.publish(destination, body, properties, True)
+        except Unroutable:
+            raise Unavailable(
+                f"the stream that retains {destination} takes no messages at the moment"
+            ) from None
 
     async def open_feed(self, destination: Destination, sink: FeedSink) -> FeedReader:
         """Start reading; raises NotFound, Refused, Unsupported, Unavailable."""

@@ -125,6 +125,19 @@ class Retained:
         feed.open()
         return feed
 
+    async def publishable(self, destination: Destination) -> bool:
+        """Tell whether a rule holds, and return only once its stream takes messages.
+
+        For a moment after its start RabbitMQ confirms messages without having routed them to the
+        streams bound to their exchange; a reader whose mark came back shows that this is over.
+        Raises Unavailable.
+        """
+        rule = rule_for(self._rules, destination) if self._rules else None
+        if rule is None:
+            return False
+        await self._reader(rule).ready(self.patience)
+        return True
+
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self._rebind)

@@ -29,7 +29,7 @@ from ..matching import Index, new_index
 from .confirms import ConfirmChannel
 from .connection import Channel, Link
 from .content import PERSISTENT, fingerprint
-from .failures import of_channel, reason
+from .failures import missing_exchange, of_channel, reason
 from .stream_index import KeyIndex, Samples, Window
 from .stream_pass import StreamPass
 from .stream_request import Backfill, keys_of, size_of, stream_message
@@ -40,7 +40,6 @@ from .streams import (
     declare_stream,
     stream_name,
 )
-from .topology import exchange_exists
 
 if TYPE_CHECKING:
     from .retained import Retained
@@ -229,21 +228,35 @@ class StreamReader:
         try:
             kind = await topology.exchange_type(link, rule.exchange)
             check_exchange(rule, kind)
-            if self.kind and kind != self.kind and self._feeds:
-                self._fail(
-                    Conflict(f"exchange {rule.exchange!r} was {self.kind} and came back as {kind}")
-                )
-            self.kind = kind
-            await declare_stream(link, rule)
-            await bind_stream(link, rule)
-        except NotFound as error:
-            topology.forget(rule.exchange)
+        except NotFound:
             if not self.epoch:
                 raise
+            kind = ""
+        if kind and self.kind and kind != self.kind:
+            self._fail(
+                Conflict(f"exchange {rule.exchange!r} was {self.kind} and came back as {kind}")
+            )
+        self.kind = kind or self.kind
+        await declare_stream(link, rule)
+        bound = bool(kind) and await bind_stream(link, rule)
+        if not bound and not self.epoch:
+            raise missing_exchange(rule.exchange)
+        self._is_bound(bound)
+
+    def _is_bound(self, bound: bool) -> None:
+        """Note whether the exchange is there; what it missed meanwhile is a gap."""
+        exchange = self.rule.exchange
+        if not bound:
+            self._owner.topology.forget(exchange)
             if not self._unbound:
-                log.warning("%s: its retained feeds wait for it to come back", error.text)
+                log.warning(
+                    "exchange %r is missing: its retained feeds wait for it to come back", exchange
+                )
             self._unbound = True
-            await declare_stream(link, rule)
+        elif self._unbound:
+            self._unbound = False
+            self._flush()
+            self._gap(f"the exchange {exchange!r} was missing", self.last + 1)
 
     async def _consume(self, link: Link, spec: int | str) -> None:
         channel = await link.channel()
@@ -352,23 +365,12 @@ class StreamReader:
     async def _look(self, link: Link) -> None:
         """Notice what nobody tells: a lost binding, another epoch."""
         topology, rule = self._owner.topology, self.rule
-        try:
-            if self._unbound:
-                await topology.repeat_exchange(link, rule.exchange)
-                await exchange_exists(link, rule.exchange)
+        if self._unbound:
+            await topology.repeat_exchange(link, rule.exchange)
+            with contextlib.suppress(NotFound):
                 if await topology.exchange_type(link, rule.exchange) != self.kind:
                     raise Unavailable("the exchange is of another type now")
-            await bind_stream(link, rule)
-        except NotFound as error:
-            topology.forget(rule.exchange)
-            if not self._unbound:
-                log.warning("%s: its retained feeds wait for it to come back", error.text)
-            self._unbound = True
-        else:
-            if self._unbound:
-                self._unbound = False
-                self._flush()
-                self._gap(f"the exchange {rule.exchange!r} was missing", self.last + 1)
+        self._is_bound(await bind_stream(link, rule))
         if await self._identity.current(link) != self.epoch:
             raise Unavailable("the stream was made anew")
 

@@ -111,7 +111,8 @@ async def declare_stream(link: Link, rule: RetainRule) -> None:
     except pika.exceptions.ChannelClosedByBroker as error:
         if error.reply_code == PRECONDITION_FAILED:
             raise _conflict(rule, name, arguments, plain(error.reply_text)) from None
-        raise of_channel(error) from None
+        # Its node is still starting: RabbitMQ says "not found".
+        raise _away(error) from None
     except pika.exceptions.AMQPError as error:
         raise of_channel(error) from None
 
@@ -138,13 +139,27 @@ def _conflict(
     )
 
 
-async def bind_stream(link: Link, rule: RetainRule) -> None:
-    """Bind a rule's stream to its exchange; raises NotFound, Refused, Unavailable."""
+async def bind_stream(link: Link, rule: RetainRule) -> bool:
+    """Bind a rule's stream to its exchange; False when there is no such exchange.
+
+    Raises Refused, Unavailable.
+    """
     try:
         async with link.probe() as channel:
             await channel.call("queue_bind", stream_name(rule), rule.exchange, rule.pattern)
+    except pika.exceptions.ChannelClosedByBroker as error:
+        if error.reply_code == NOT_FOUND and "no exchange" in error.reply_text:
+            return False
+        raise _away(error) from None
     except pika.exceptions.AMQPError as error:
-        raise of_channel(error, rule.exchange) from None
+        raise of_channel(error) from None
+    return True
+
+
+def _away(error: pika.exceptions.ChannelClosedByBroker) -> QueuecastError:
+    """Return what a refusal means when the stream is there, but perhaps not up yet."""
+    failure = of_channel(error)
+    return Unavailable(failure.text) if error.reply_code == NOT_FOUND else failure
 
 
 class Identity:
@@ -159,7 +174,7 @@ class Identity:
     async def learn(self, link: Link) -> str:
         """Return the epoch of the stream that is there now, giving it one if it has none.
 
-        Raises NotFound when there is no stream, Unavailable.
+        Raises Unavailable, also when there is no stream any more.
         """
         for _ in range(_ATTEMPTS):
             epoch = await self.current(link)
@@ -169,7 +184,7 @@ class Identity:
             except pika.exceptions.ChannelClosedByBroker as error:
                 if error.reply_code == NOT_FOUND and "no exchange" in error.reply_text:
                     continue
-                raise of_channel(error) from None
+                raise _away(error) from None
             except pika.exceptions.AMQPError as error:
                 raise of_channel(error) from None
             # Until it is bound the exchange may outlive a stream, so look once more.
