@@ -65,6 +65,7 @@ class Gateway:
                 config.history.messages, config.history.age, config.history.bytes
             ),
             deliveries=self._deliveries,
+            retain=config.retain_rules(),
         )
         self.url = ""
         self.stomp_url = ""

@@ -266,7 +266,10 @@ class Numbers:
         *,
         persistent: bool = False,
         pause: float = 0.002,
+        mandatory: bool = False,
     ) -> None:
+        """mandatory: what RabbitMQ could not route does not count as confirmed."""
+        self._mandatory = mandatory
         self._url = url
         self._exchange = exchange
         self._key = key
@@ -296,7 +299,11 @@ class Numbers:
                 number = self.sent
                 self.sent += 1
                 channel.basic_publish(
-                    self._exchange, self._key, b"%d" % number, properties=self._properties
+                    self._exchange,
+                    self._key,
+                    b"%d" % number,
+                    properties=self._properties,
+                    mandatory=self._mandatory,
                 )
                 self.confirmed.append(number)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from ..delivery import DeliveryBudget
 from ..errors import ConfigError
+from ..retention import RetainRule
 from .base import Broker
 
 if TYPE_CHECKING:
@@ -30,10 +32,12 @@ def make_broker(
     cafile: str = "",
     history: HistoryLimits | None = None,
     deliveries: DeliveryBudget | None = None,
+    retain: Sequence[RetainRule] = (),
 ) -> Broker:
     """Return the broker of a URL, not yet started.
 
-    Raises ConfigError for an unknown scheme, a malformed URL, or a client library that is not
+    retain: which destinations keep their messages. Raises ConfigError for an unknown scheme, a
+    malformed URL, a rule that the broker cannot keep to, or a client library that is not
     installed (with the command that installs it).
     """
     # The scheme alone: what else is wrong with a URL is its own broker's to say.
@@ -52,7 +56,7 @@ def make_broker(
             raise ConfigError(f"{scheme}:// needs pika", "pip install 'queuecast[rabbitmq]'")
         from .rabbitmq.broker import RabbitBroker
 
-        return RabbitBroker(url, cafile=cafile or None, deliveries=deliveries)
+        return RabbitBroker(url, cafile=cafile or None, deliveries=deliveries, retain=retain)
     if scheme == "kafka":
         raise ConfigError("kafka:// is not supported yet", "use embedded: or amqp://")
     raise ConfigError(

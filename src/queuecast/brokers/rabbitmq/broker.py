@@ -1,8 +1,9 @@
-"""RabbitMQ as a broker: two connections, one for consuming and one for publishing.
+"""RabbitMQ as a broker: one connection for consuming, one for publishing, one for streams.
 
-A publisher that RabbitMQ blocks or slows down must not stop deliveries, hence two; very many
-consumers get more (pool.py). Each is kept up by a supervisor; feeds, consumers and the publisher
-live on whatever link there is.
+A publisher that RabbitMQ blocks or slows down must not stop deliveries, and what a stream does not
+support ends its whole connection. Very many consumers get more (pool.py). Each is kept up by a
+supervisor; feeds, consumers, streams and the publisher live on whatever link there is. Without
+[[retain]] rules there are no streams.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import pika.exceptions
 
 from ...delivery import DeliveryBudget
 from ...destination import Destination
-from ...errors import QueuecastError, Unavailable
+from ...errors import QueuecastError, Unavailable, Unroutable
 from ...message import NO_PROPERTIES, Properties
+from ...retention import RetainRule
 from ..base import (
     DEFAULT_PREFETCH,
     PLAIN,
@@ -40,6 +42,7 @@ from .feeds import EXPIRES, REBIND, Feeds
 from .ownqueue import OwnQueues
 from .pool import ConsumerPool, OnDown, OnUp
 from .publisher import MAX_UNCONFIRMED, MAX_UNCONFIRMED_BYTES, Publisher
+from .retained import Retained
 from .supervisor import LAST_DELAY, Supervisor
 from .topology import Topology
 
@@ -57,7 +60,8 @@ class RabbitBroker:
     a missing confirm is an unknown outcome. expires: milliseconds that a feed's queue outlives
     our connection. rebind: seconds between looks at exchanges and bindings. grace: seconds that
     `close` waits for confirms. reconnect: seconds between attempts to connect, at most.
-    deliveries: what consumers may hold, shared with the node's others.
+    deliveries: what consumers may hold, shared with the node's others. retain: rules for
+    destinations whose messages are kept in streams.
     """
 
     def __init__(
@@ -77,7 +81,9 @@ class RabbitBroker:
         max_unconfirmed: int = MAX_UNCONFIRMED,
         max_unconfirmed_bytes: int = MAX_UNCONFIRMED_BYTES,
         deliveries: DeliveryBudget | None = None,
+        retain: Sequence[RetainRule] = (),
     ) -> None:
+        """Raises ConfigError for the URL, and for a rule that a stream cannot keep to."""
         address = Address.parse(url, cafile=cafile)
         self._address = address
         self.name = address.masked
@@ -98,6 +104,24 @@ class RabbitBroker:
             on_down=lambda _why: None,
             last_delay=reconnect,
         )
+        self._streaming = Supervisor(
+            address,
+            f"queuecast {node} streams",
+            on_up=self._on_streaming_up,
+            on_down=lambda why: self._retained.on_down(why),
+            last_delay=reconnect,
+        )
+        self._retained = Retained(
+            retain,
+            self._streaming,
+            self._publishing,
+            self._topology,
+            patience=patience,
+            rebind=rebind,
+        )
+        self._supervisors = [self._consuming, self._publishing]
+        if retain:
+            self._supervisors.append(self._streaming)
         self._feeds = Feeds(
             self._consuming,
             self._publishing,
@@ -148,8 +172,8 @@ class RabbitBroker:
         """
         if self._closed:
             raise Unavailable("the broker was closed")
-        await self._consuming.start()
-        await self._publishing.start()
+        for supervisor in self._supervisors:
+            await supervisor.start()
         if self._checking is None:
             self._checking = asyncio.create_task(self._check(), name="rabbitmq confirms")
         self._started = True
@@ -182,6 +206,9 @@ class RabbitBroker:
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
 
+    async def _on_streaming_up(self, link: Link) -> None:
+        self._retained.on_up(link)
+
     async def _check(self) -> None:
         while True:
             await asyncio.sleep(_CHECK)
@@ -192,8 +219,8 @@ class RabbitBroker:
 
     @property
     def ready(self) -> bool:
-        """Whether both connections are up."""
-        return self._consuming.ready and self._publishing.ready
+        """Whether all connections are up and the streams are read."""
+        return all(each.ready for each in self._supervisors) and not self._retained.problem
 
     @property
     def refused(self) -> QueuecastError | None:
@@ -203,18 +230,24 @@ class RabbitBroker:
     @property
     def status(self) -> str:
         """What is the matter, for people."""
-        for supervisor in (self._consuming, self._publishing):
+        for supervisor in self._supervisors:
             if not supervisor.ready:
                 return supervisor.status
+        if self._retained.problem:
+            return self._retained.problem
         blocked = self._publishing.link.blocked if self._publishing.link else None
         return f"connected, but takes no publishes: {blocked}" if blocked else "connected"
 
     async def declare(
         self, exchanges: Sequence[ExchangeSpec] = (), queues: Sequence[QueueSpec] = ()
     ) -> None:
-        """Create what is configured and remember it; raises Conflict, Refused, Unavailable."""
+        """Create what is configured and remember it, and the streams of the rules.
+
+        Raises Conflict, Refused, ConfigError, NotFound (the exchange of a rule), Unavailable.
+        """
         link = await self._consuming.wait(self._patience)
         await self._topology.declare(link, exchanges, queues)
+        await self._retained.start()
 
     async def publish(
         self,
@@ -226,13 +259,25 @@ class RabbitBroker:
     ) -> None:
         """Publish and return once RabbitMQ has confirmed; see the broker interface.
 
-        Order is kept per exchange and, for /queue, per queue.
+        Order is kept per exchange and, for /queue, per queue. What a rule keeps has to reach its
+        stream.
         """
-        await self._publisher.publish(destination, body, properties, mandatory)
+        retained = await self._retained.publishable(destination)
+        if not retained or mandatory is not None:
+            await self._publisher.publish(destination, body, properties, mandatory)
+            return
+        try:
+            await self._publisher.publish(destination, body, properties, True)
+        except Unroutable:
+            raise Unavailable(
+                f"the stream that retains {destination} takes no messages at the moment"
+            ) from None
 
     async def open_feed(self, destination: Destination, sink: FeedSink) -> FeedReader:
         """Start reading; raises NotFound, Refused, Unsupported, Unavailable."""
         try:
+            if self._retained.holds(destination):
+                return await self._retained.open(destination, sink)
             return await self._feeds.open(destination, sink)
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
@@ -270,7 +315,7 @@ class RabbitBroker:
             return
         self._closed = True
         await self._publisher.close(self._grace)
-        for part in (self._consumers, self._feeds):
+        for part in (self._consumers, self._feeds, self._retained):
             try:
                 await part.close()
             except (QueuecastError, pika.exceptions.AMQPError) as error:
@@ -281,4 +326,4 @@ class RabbitBroker:
             self._checking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._checking
-        await asyncio.gather(self._consuming.close(), self._publishing.close())
+        await asyncio.gather(*(supervisor.close() for supervisor in self._supervisors))

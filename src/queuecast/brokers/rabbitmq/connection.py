@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pika
@@ -123,7 +123,7 @@ class Channel:
         on_message: OnMessage,
         *,
         exclusive: bool = False,
-        arguments: dict[str, Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Start deliveries; never without acks (on a stream that closes the connection)."""
 
@@ -136,7 +136,7 @@ class Channel:
             guarded(message),
             consumer_tag=tag,
             exclusive=exclusive,
-            arguments=arguments,
+            arguments=dict(arguments) if arguments else None,
         )
 
     async def cancel(self, tag: str) -> None:
