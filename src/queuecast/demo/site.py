@@ -25,7 +25,6 @@ _PAGES = {
     "/demo/dashboard.js": ("dashboard.js", _SCRIPT),
     "/demo/chart.js": ("chart.js", _SCRIPT),
     "/demo/chat.js": ("chat.js", _SCRIPT),
-    "/demo/room.js": ("room.js", _SCRIPT),
 }
 
 PATHS = tuple(_PAGES)

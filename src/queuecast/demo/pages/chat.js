@@ -1,5 +1,5 @@
+import { connect } from "../queuecast.js";
 import { gapText, newId, status } from "./page.js";
-import { join } from "./room.js";
 
 const list = document.getElementById("lines");
 const form = document.getElementById("form");
@@ -11,27 +11,43 @@ const SHOWN = 500; // lines kept on the page
 name.value = sessionStorage.getItem("name") || `guest-${newId().slice(0, 4)}`;
 name.addEventListener("change", () => sessionStorage.setItem("name", name.value));
 
-const mine = new Map();
+const mine = new Map(), heard = new Set();
 
-const room = join("../ws/topic/demo.chat?last=50", "/queue/demo.chat", {
-  open() { status(state, "live", "connected"); },
-  lost(reason) { status(state, "lost", reason ? `reconnecting… (${reason})` : "reconnecting…"); },
-  confirmed(id) { mark(id, "queued ✓"); },
-  refused(id, error) {
-    if (mine.has(id)) mark(id, `refused: ${error.text}`);
-    else append(element("li", "gap", error.text));
-    mine.delete(id);
-  },
-  gap(gap) { append(element("li", "gap", gapText(gap))); },
-  line(line) {
-    if (!mine.has(line.id)) append(draw(line));
-    else {
-      mark(line.id, "delivered to everybody ✓✓");
-      mine.get(line.id).classList.remove("pending");
-      mine.delete(line.id);
-    }
+// What is said goes into a queue and is confirmed; what everybody said comes from a topic. After
+// a lost connection both go on where they were.
+const client = connect(undefined, {
+  state(now) {
+    if (now === "open") status(state, "live", "connected");
+    else if (now === "waiting") status(state, "lost", "reconnecting…");
   },
 });
+
+client.subscribe("/topic/demo.chat", (message) => {
+  let line;
+  try { line = message.json(); } catch { return; } // not said by this page
+  if (line?.id) hear(line);
+}, {
+  last: 50,
+  gap(gap) { append(element("li", "gap", gapText(gap))); },
+  error(error) { append(element("li", "gap", error.message)); },
+});
+
+function say(line) {
+  client.publish("/queue/demo.chat", line).then(
+    () => mark(line.id, "queued ✓"),
+    (error) => { mark(line.id, `refused: ${error.message}`); mine.delete(line.id); },
+  );
+}
+
+function hear(line) {
+  if (heard.has(line.id)) return; // a bridge may copy a message twice when it was cut off
+  heard.add(line.id);
+  if (heard.size > 1000) heard.delete(heard.values().next().value);
+  if (!mine.has(line.id)) return append(draw(line));
+  mark(line.id, "delivered to everybody ✓✓");
+  mine.get(line.id).classList.remove("pending");
+  mine.delete(line.id);
+}
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -42,7 +58,7 @@ form.addEventListener("submit", (event) => {
   item.classList.add("pending");
   mine.set(line.id, item);
   append(item);
-  room.say(line);
+  say(line);
   text.value = "";
   text.focus();
 });
