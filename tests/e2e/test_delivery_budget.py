@@ -122,7 +122,7 @@ class Watch:
 
 @pytest.mark.rabbitmq
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("ack", ["auto", "client"])
 async def test_a_backlog_stays_in_rabbitmq_while_nobody_reads(
     rabbit: RabbitMQ, raw: Any, queue: str, ack: str
@@ -152,7 +152,7 @@ async def test_a_backlog_stays_in_rabbitmq_while_nobody_reads(
             client.resume()
         seen: dict[str, int] = {}
         done = {id(client): dict.fromkeys(map(str, range(EACH)), 0) for client in clients}
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(600):
             while len(seen) < COUNT:
                 await asyncio.sleep(0.05)
                 for client in clients:

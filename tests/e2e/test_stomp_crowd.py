@@ -68,7 +68,7 @@ def feed_of(client: StompClient) -> Stream:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_a_hundred_sessions_outlive_a_kill_of_the_broker(rabbit_own: RabbitServer) -> None:
     name = unique("crowd")
     queues = [f"{name}.{number}" for number in range(QUEUES)]

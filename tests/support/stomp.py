@@ -13,7 +13,7 @@ from types import TracebackType
 
 from tests.support.sinks import eventually
 
-PATIENCE = 60.0  # seconds; what only a broken test waits for
+PATIENCE = 120.0  # seconds; what only a broken test waits for
 
 
 @dataclass(frozen=True, eq=False)
