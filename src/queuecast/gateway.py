@@ -36,7 +36,9 @@ from .queuespec import PLAIN, ConsumeSpec
 from .server.loop import LoopRuntime
 from .server.server import Server
 from .server.throttle import Throttle
+from .sessions.acks import Acks
 from .sessions.idempotency import IdempotencyKeys
+from .sessions.returns import Returns
 from .sessions.services import Services, SessionLimits, StompOptions
 
 logger = logging.getLogger(__name__)
@@ -107,6 +109,10 @@ class Gateway:
                 subscriptions=config.limits.subscriptions,
                 publishing=config.limits.publishes,
                 login=config.limits.login_timeout,
+                lease=config.limits.lease,
+                max_lease=config.limits.max_lease,
+                poll_idle=config.limits.poll_idle,
+                poll_sessions=config.limits.poll_sessions,
             ),
             retry=config.server.retry,
             compression=config.server.compression,
@@ -119,6 +125,10 @@ class Gateway:
                 http_auth=config.server.stomp_http_auth,
             ),
             queues=self.broker,
+            acks=Acks(config.server.node),
+            returns=Returns(
+                config.limits.max_redeliveries, config.max_redeliveries(), now=runtime.now
+            ),
         )
         self.services.alias = aliases.match
         self.accounts = self._accounts()

@@ -34,15 +34,15 @@ _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)")
 
 _HOSTS = ("host", "x-forwarded-host")
 _VERBS = ("sse", "ws", "poll", "publish")
-_SINGLE = ("healthz", "readyz")
+_SINGLE = ("ack", "healthz", "readyz")
 # Everything that reads from the broker or writes to it: browsers' origins are checked there.
-GUARDED = frozenset((*_VERBS, "stomp"))
+GUARDED = frozenset((*_VERBS, "ack", "stomp"))
 
 
 class Route(NamedTuple):
     """Where a request goes.
 
-    verb: sse, ws, stomp, poll, publish, healthz, readyz, or "" for pages. rest: the path after
+    verb: sse, ws, stomp, poll, publish, ack, healthz, readyz, or "" for pages. rest: the path after
     the verb, raw; for pages the whole path.
     """
 

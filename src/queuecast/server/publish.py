@@ -83,7 +83,7 @@ class Publisher:
             value = request.headers.get(header)
             if value is not None and getattr(properties, field) is None:
                 setattr(properties, field, short_text(header, value))
-        body = await self._read(request, self._services.limits.message, "limits.message")
+        body = await self.read(request, self._services.limits.message, "limits.message")
         if (key := _key(request)) is not None:
             properties.headers = {**properties.headers, HEADER: key}
         await self._services.publish_once(
@@ -98,7 +98,7 @@ class Publisher:
         """
         if "Content-Encoding" in request.headers:
             raise BadRequest("a batch is plain JSON, without Content-Encoding")
-        raw = await self._read(request, self._limits.batch, "limits.batch")
+        raw = await self.read(request, self._limits.batch, "limits.batch")
         entries = self._entries(identity, raw)
         if (key := _key(request)) is not None:
             for index, (_, _, properties, _) in enumerate(entries):
@@ -176,7 +176,7 @@ class Publisher:
 
     # -- bodies ---------------------------------------------------------------------------
 
-    async def _read(self, request: web.BaseRequest, limit: int, setting: str) -> bytes:
+    async def read(self, request: web.BaseRequest, limit: int, setting: str) -> bytes:
         """Return a request's body; it is never held beyond `limit`, nor longer than its time."""
         too_large = TooLarge(f"the body has more than {limit} bytes", f"{setting} raises it")
         announced = request.content_length

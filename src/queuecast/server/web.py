@@ -21,8 +21,10 @@ from ..codecs.websocket_handshake import HandshakeError, check_upgrade
 from ..disconnect import for_error
 from ..errors import QueuecastError, Unavailable
 from ..sessions.poll import poll
+from ..sessions.poll_work import poll_with_acks
 from ..sessions.services import Services
 from . import browser
+from .ack import Acker, AckFailed
 from .connection import Connections
 from .gate import GUARDED, Cors, Gate, Route, split_target
 from .handler import Handler, Server, Taken
@@ -42,6 +44,7 @@ _METHODS = {
     "stomp": "GET",
     "poll": "GET",
     "publish": "POST",
+    "ack": "POST",
     "healthz": "GET, HEAD",
     "readyz": "GET, HEAD",
     "": "GET, HEAD",
@@ -72,6 +75,7 @@ class Web:
         self._ready = ready
         self._page = page
         self._publisher = Publisher(services, limits)
+        self._acker = Acker(services, self._publisher.read)
         # At most one per connection, whose number is bounded.
         self._polls: set[asyncio.Task[bytes]] = set()
 
@@ -116,6 +120,8 @@ class Web:
             response = await self._answer(request, route, query, headers, cors)
         except BatchFailed as error:
             response = _refusal(error, status=error.status, extra=error.extra)
+        except AckFailed as error:
+            response = _refusal(error.error, extra=error.extra)
         except QueuecastError as error:
             response = _refusal(error)
         except ConnectionError:
@@ -158,6 +164,8 @@ class Web:
                 if route.rest in ("", "/"):
                     return _json(await self._publisher.batch(request, ANONYMOUS))
                 return _json(await self._publisher.single(request, ANONYMOUS, route.rest, query))
+            case "ack":
+                return _json(await self._acker.answer(request, ANONYMOUS))
             case "poll":
                 return await self._poll(request, route, query, headers, cors)
             case "healthz":
@@ -179,7 +187,8 @@ class Web:
     ) -> web.StreamResponse:
         wanted = self._gate.subscription(route, query, headers, cors)
         handler = cast(Handler, request.protocol)
-        polling = asyncio.create_task(poll(self._services, wanted, self._services.limits.poll))
+        answer = poll_with_acks if wanted.ack or wanted.session else poll
+        polling = asyncio.create_task(answer(self._services, wanted, self._services.limits.poll))
         handler.watch(polling)
         self._polls.add(polling)
         try:
@@ -217,7 +226,7 @@ class Web:
             404,
             "not_found",
             "there is nothing at this address",
-            "known are /sse/…, /ws/…, /poll/…, /publish/…, /healthz and /readyz",
+            "known are /sse/…, /ws/…, /poll/…, /publish/…, /ack, /healthz and /readyz",
         )
 
     def _take_over(
