@@ -78,9 +78,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def max_redeliveries(self) -> dict[str, int]:
         """Return the queues that have a bound of their own."""
         return {
-            each.name: each.max_redeliveries
-            for each in self.queues
-            if each.max_redeliveries >= 0
+            each.name: each.max_redeliveries for each in self.queues if each.max_redeliveries >= 0
         }
 
     def bridge_pairs(self) -> Iterator[tuple[Destination, Destination, int]]:
