@@ -72,6 +72,7 @@ class Gateway:
         self._refusals = Throttle(logger)
         self._draining = False
         self._started = False
+        self._drained: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
         self._bridges: list[Bridge] = []
         self._demo: Any = None
@@ -148,19 +149,38 @@ class Gateway:
             raise
         self._spawn(self._sweep(), "sweep")
 
-    async def stop(self, grace: float | None = None) -> None:
-        """Shut down without loss, within `grace` seconds (the configuration's by default).
+    async def drain(self) -> None:
+        """Send clients away, spread over `[server] drain`, and let none in; see Server.drain.
 
-        Stops accepting, tells clients to reconnect, waits for confirms in flight, gives
-        unacked deliveries back.
+        The gateway goes on answering publishes and acks, not ready, until `stop`.
         """
         if not self._started:
             return
+        self._draining = True
+        if self._drained is None:
+            logger.info("draining: clients are told to reconnect elsewhere")
+            spread = self.config.server.drain
+            self._drained = asyncio.create_task(self.server.drain(SHUTDOWN, spread), name="drain")
+        # Whoever waits may be cancelled; the draining goes on.
+        await asyncio.shield(self._drained)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Shut down without loss: `drain`, then stop within `grace` seconds (the configuration's).
+
+        Stops accepting, waits for confirms in flight, gives unacked deliveries back. With a grace
+        of 0 nobody is waited for.
+        """
+        if not self._started:
+            return
+        if grace != 0:
+            await self.drain()
         self._started = False
         self._draining = True
         grace = self.config.server.grace if grace is None else grace
         for task in self._background:
             task.cancel()
+        if self._drained is not None:
+            self._drained.cancel()
         await self.server.stop(SHUTDOWN, grace)
         if self._demo is not None:
             await self._demo.close()

@@ -81,10 +81,30 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
             flag="--allow-anyone",
         ),
     ] = False
+    drain: Annotated[
+        float,
+        option(
+            "Over what time a shutdown, or `queuecast drain`, tells clients to reconnect; few "
+            "clients take less.",
+            flag="--drain",
+            kind="duration",
+            ge=0,
+        ),
+    ] = 10.0
+    pid_file: Annotated[
+        str,
+        option(
+            "File that `serve` writes its process number and URL to, for `queuecast drain`; it is "
+            "locked while the gateway runs. None when empty.",
+            flag="--pid-file",
+        ),
+    ] = ""
     grace: Annotated[
         float,
         option(
-            "How long a shutdown waits for confirms in flight.", flag="--grace", kind="duration"
+            "How long a shutdown waits for confirms in flight, after the drain.",
+            flag="--grace",
+            kind="duration",
         ),
     ] = 10.0
     demo: Annotated[bool, option("Serve the demo pages at `/`.", flag="--demo")] = False

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ..disconnect import Disconnect
+from .drain import spread_over
 from .sockets import Sockets
 
 logger = logging.getLogger(__name__)
@@ -152,21 +153,17 @@ class Connections:
 
     async def disconnect_all(self, reason: Disconnect, spread: float) -> None:
         """Close everybody, evenly over `spread` seconds: their reconnects come as spread."""
-        everybody = list(self)
-        step = 0.05
-        rounds = max(1, int(spread / step))
-        share = -(-len(everybody) // rounds)
-        for start in range(0, len(everybody), max(1, share)):
-            if start:
-                await asyncio.sleep(step)
-            for connection in everybody[start : start + share]:
-                if connection.transport.is_closing():
-                    continue
-                try:
-                    connection.session.disconnect(reason)
-                except Exception:
-                    logger.exception("a session could not be disconnected")
-                    connection.transport.abort()
+
+        def send_away(connection: Connection) -> None:
+            if connection.transport.is_closing():
+                return
+            try:
+                connection.session.disconnect(reason)
+            except BaseException:
+                connection.transport.abort()
+                raise
+
+        await spread_over(list(self), spread, send_away)
 
     def abort_all(self) -> None:
         """Cut off whoever is still there."""

@@ -22,10 +22,11 @@ from ..disconnect import for_error
 from ..errors import QueuecastError, Unavailable
 from ..sessions.poll import poll
 from ..sessions.poll_work import poll_with_acks
-from ..sessions.services import Services
+from ..sessions.services import RESTARTING, Services
 from . import browser
 from .ack import Acker, AckFailed
 from .connection import Connections
+from .drain import spread_over
 from .gate import GUARDED, Cors, Gate, Route, split_target
 from .handler import Handler, Server, Taken
 from .limits import ServerLimits
@@ -95,10 +96,9 @@ class Web:
             auto_decompress=False,
         )
 
-    def end_polls(self) -> None:
-        """Answer every long poll that waits: the gateway is shutting down."""
-        for task in list(self._polls):
-            task.cancel()
+    async def end_polls(self, spread: float) -> None:
+        """Answer every long poll that waits, over `spread` seconds: the gateway drains."""
+        await spread_over(list(self._polls), spread, lambda task: task.cancel())
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -199,7 +199,7 @@ class Web:
                 raise
             # Not we were cancelled but the poll: by a shutdown, or because the client went.
             if self._push.draining:
-                raise Unavailable("the gateway is restarting") from None
+                raise Unavailable(RESTARTING) from None
             raise ConnectionResetError("the client went") from None
         finally:
             self._polls.discard(polling)
@@ -208,7 +208,7 @@ class Web:
     def _readyz(self) -> web.Response:
         ready, status = self._ready()
         if self._push.draining:
-            ready, status = False, "draining"
+            ready, status = False, "drained" if self._services.drain.done else "draining"
         return _json({"ready": ready, "status": status}, 200 if ready else 503)
 
     def _show(self, path: str) -> web.Response:

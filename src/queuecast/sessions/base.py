@@ -200,11 +200,6 @@ class Session:
         for work in self.work:
             work.alive()
 
-    def stand_still(self) -> None:
-        """The gateway drains: no queue's message is delivered any more, acks still count."""
-        for work in self.work:
-            work.stand_still()
-
     async def open_work(self, work: Work, prefetch: int | None) -> Work:
         """Let a consumer that was just made begin; see `consume`."""
         self._check_room()

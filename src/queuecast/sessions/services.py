@@ -156,9 +156,13 @@ class SessionLimits:
 
 @dataclass(slots=True)
 class Drain:
-    """Whether the gateway drains: clients are sent away, and no subscription begins."""
+    """Whether the gateway drains: clients are sent away, and no subscription begins.
+
+    done: everybody was told to go.
+    """
 
     begun: bool = False
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)

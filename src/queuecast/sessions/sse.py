@@ -10,6 +10,7 @@ dropped, and the browser comes back by itself.
 
 from __future__ import annotations
 
+import random
 from functools import partial
 
 from ..codecs import sse
@@ -135,7 +136,11 @@ class SseSession(Session):
             self.transport.abort()
             return
         notice = {"code": reason.name, "text": reason.text, "hint": "", "retry": reason.retry}
-        self.write(sse.event(encode_json(notice), event="disconnect"))
+        retry = None
+        if reason.retry:
+            # Each its own: those that are sent away together must not come back together.
+            retry = round(self.services.retry * random.uniform(1.0, 2.0))
+        self.write(sse.event(encode_json(notice), event="disconnect", retry=retry))
         self.transport.close()
 
 

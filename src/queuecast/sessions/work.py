@@ -176,13 +176,6 @@ class WorkSubscription:
             self._asleep = False
             self._schedule()
 
-    def stand_still(self) -> None:
-        """Deliver nothing more, for good: the client is about to be sent away."""
-        self._flowing = False
-        if self._consumer is not None and not self.closed:
-            self._paused = True
-            self._consumer.pause()
-
     # -- from the broker: delivery.DeliverySink -------------------------------------------
 
     def deliver(self, delivery: Delivery) -> None:
@@ -226,6 +219,8 @@ class WorkSubscription:
         return (
             self._flowing
             and not self._asleep
+            # Its client is about to be sent away: what it gets now it could not ack any more.
+            and not session.services.drain.begun
             and not (session.paused or session.closed or self.closed)
         )
 
