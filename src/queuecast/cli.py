@@ -1,4 +1,4 @@
-"""The command `queuecast`: serve, demo, publish, subscribe.
+"""The command `queuecast`: serve, demo, publish, subscribe, drain.
 
 Exit codes: 0 done, 1 it failed while running (refused, broker away, port taken), 2 it was called
 or configured wrongly. What is expected to go wrong is one line on stderr, never a traceback.
@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .commands.subscribe import subscribe
 
             return subscribe(arguments)
+        if arguments.command == "drain":
+            from .commands.drain import drain
+
+            return drain(arguments)
         from .commands.serve import serve
 
         return serve(arguments)
@@ -91,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print position, destination, headers and body as one JSON object a line",
     )
+    drain = commands.add_parser(
+        "drain", help="send a running gateway's clients away; it stays up, not ready"
+    )
+    drain.add_argument("--pid-file", metavar="FILE", help="the gateway's server.pid_file")
+    drain.add_argument("--pid", metavar="PID", type=_count, help="its process number instead")
+    drain.add_argument("--url", help="where it listens (default: what stands in the file)")
+    drain.add_argument("--config", metavar="FILE", help="settings (default ./queuecast.toml)")
+
     for each in (publish, subscribe):
         each.add_argument("--url", default=DEFAULT_URL, help=f"the gateway (default {DEFAULT_URL})")
     return parser

@@ -75,6 +75,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def queue_specs(self) -> tuple[QueueSpec, ...]:
         return tuple(each.spec() for each in self.queues)
 
+    def max_redeliveries(self) -> dict[str, int]:
+        """Return the queues that have a bound of their own."""
+        return {
+            each.name: each.max_redeliveries for each in self.queues if each.max_redeliveries >= 0
+        }
+
     def bridge_pairs(self) -> Iterator[tuple[Destination, Destination, int]]:
         """Yield source, target and prefetch of each bridge; raises ConfigError."""
         for index, bridge in enumerate(self.bridges):
@@ -133,6 +139,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                     raise ConfigError(f"{table}[{index}].name: {name!r} is empty or there twice")
         for _ in self.bridge_pairs():
             pass
+        if self.limits.lease > self.limits.max_lease:
+            raise ConfigError("limits.lease is more than limits.max_lease")
         self.retain_rules()
         self.slow_rules()
         self.server.check_client_url()
@@ -259,6 +267,10 @@ def _check_server(server: ServerConfig) -> None:
     if prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
         raise ConfigError(
             f"server.prefix: {prefix!r} is not a path prefix", 'e.g. "/push", no slash at the end'
+        )
+    if server.node and not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", server.node):
+        raise ConfigError(
+            f"server.node: {server.node!r} is not a name", "1 to 32 letters, digits, - and _"
         )
     server.stomp_address()
     for index, origin in enumerate(server.origins):

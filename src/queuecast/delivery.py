@@ -6,6 +6,7 @@ and sessions use them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from .errors import QueuecastError
@@ -80,8 +81,12 @@ class Consumer(Protocol):
     def pause(self) -> None:
         """Stop new deliveries (the client does not read); unacked ones stay outstanding."""
 
+    def suspend(self, tags: Sequence[int]) -> None:
+        """Give these back and stop, as `pause`; but nothing is held meanwhile: what was on its
+        way goes back too. `resume` ends it."""
+
     def resume(self) -> None:
-        """Take deliveries again."""
+        """Take deliveries again, after `pause` and `suspend`."""
 
     async def close(self) -> None:
         """End the consumer; unacked deliveries go back to the queue."""

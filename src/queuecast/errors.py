@@ -9,7 +9,10 @@
     │   └── LoginRefused     … to the user and password
     ├── NotFound             no such exchange or queue
     ├── Conflict             it exists with other properties
-    │   └── Locked           … or another session holds it exclusively
+    │   ├── Locked           … or another session holds it exclusively
+    │   ├── Settled          … or the message is settled already
+    │   ├── Returned         … or it went back to its queue
+    │   └── Elsewhere        … or another node has it
     ├── TooLarge             a body, frame or batch over its limit
     ├── LimitExceeded        too many connections, subscriptions, …
     ├── Unsupported          this broker cannot do that
@@ -93,6 +96,24 @@ class Conflict(QueuecastError):
 
 class Locked(Conflict):
     """Another session holds it exclusively."""
+
+
+class Settled(Conflict):
+    """The message was acked or nacked already."""
+
+    code = "settled"
+
+
+class Returned(Conflict):
+    """The message went back to its queue before it was acked; it comes again, to somebody."""
+
+    code = "returned"
+
+
+class Elsewhere(Conflict):
+    """Another node has what was named."""
+
+    code = "elsewhere"
 
 
 class TooLarge(QueuecastError):

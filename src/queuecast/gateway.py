@@ -36,7 +36,9 @@ from .queuespec import PLAIN, ConsumeSpec
 from .server.loop import LoopRuntime
 from .server.server import Server
 from .server.throttle import Throttle
+from .sessions.acks import Acks
 from .sessions.idempotency import IdempotencyKeys
+from .sessions.returns import Returns
 from .sessions.services import Services, SessionLimits, StompOptions
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class Gateway:
         self._refusals = Throttle(logger)
         self._draining = False
         self._started = False
+        self._drained: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
         self._bridges: list[Bridge] = []
         self._demo: Any = None
@@ -111,6 +114,10 @@ class Gateway:
                 subscriptions=config.limits.subscriptions,
                 publishing=config.limits.publishes,
                 login=config.limits.login_timeout,
+                lease=config.limits.lease,
+                max_lease=config.limits.max_lease,
+                poll_idle=config.limits.poll_idle,
+                poll_sessions=config.limits.poll_sessions,
             ),
             retry=config.server.retry,
             compression=config.server.compression,
@@ -124,6 +131,10 @@ class Gateway:
             ),
             queues=self.broker,
             deliveries=self._deliveries,
+            acks=Acks(config.server.node),
+            returns=Returns(
+                config.limits.max_redeliveries, config.max_redeliveries(), now=runtime.now
+            ),
         )
         self.services.alias = aliases.match
         self.accounts = self._accounts()
@@ -143,19 +154,38 @@ class Gateway:
             raise
         self._spawn(self._sweep(), "sweep")
 
-    async def stop(self, grace: float | None = None) -> None:
-        """Shut down without loss, within `grace` seconds (the configuration's by default).
+    async def drain(self) -> None:
+        """Send clients away, spread over `[server] drain`, and let none in; see Server.drain.
 
-        Stops accepting, tells clients to reconnect, waits for confirms in flight, gives
-        unacked deliveries back.
+        The gateway goes on answering publishes and acks, not ready, until `stop`.
         """
         if not self._started:
             return
+        self._draining = True
+        if self._drained is None:
+            logger.info("draining: clients are told to reconnect elsewhere")
+            spread = self.config.server.drain
+            self._drained = asyncio.create_task(self.server.drain(SHUTDOWN, spread), name="drain")
+        # Whoever waits may be cancelled; the draining goes on.
+        await asyncio.shield(self._drained)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Shut down without loss: `drain`, then stop within `grace` seconds (the configuration's).
+
+        Stops accepting, waits for confirms in flight, gives unacked deliveries back. With a grace
+        of 0 nobody is waited for.
+        """
+        if not self._started:
+            return
+        if grace != 0:
+            await self.drain()
         self._started = False
         self._draining = True
         grace = self.config.server.grace if grace is None else grace
         for task in self._background:
             task.cancel()
+        if self._drained is not None:
+            self._drained.cancel()
         await self.server.stop(SHUTDOWN, grace)
         if self._demo is not None:
             await self._demo.close()

@@ -91,6 +91,11 @@ class ConsumeSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     owner: Owner | None = None
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is known to read a stream, to which nothing goes back."""
+        return STREAM_OFFSET in self.arguments or (self.queue is not None and self.queue.is_stream)
+
 
 PLAIN = ConsumeSpec()
 

@@ -98,10 +98,30 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
             flag="--allow-anyone",
         ),
     ] = False
+    drain: Annotated[
+        float,
+        option(
+            "Over what time a shutdown, or `queuecast drain`, tells clients to reconnect; few "
+            "clients take less.",
+            flag="--drain",
+            kind="duration",
+            ge=0,
+        ),
+    ] = 10.0
+    pid_file: Annotated[
+        str,
+        option(
+            "File that `serve` writes its process number and URL to, for `queuecast drain`; it is "
+            "locked while the gateway runs. None when empty.",
+            flag="--pid-file",
+        ),
+    ] = ""
     grace: Annotated[
         float,
         option(
-            "How long a shutdown waits for confirms in flight.", flag="--grace", kind="duration"
+            "How long a shutdown waits for confirms in flight, after the drain.",
+            flag="--grace",
+            kind="duration",
         ),
     ] = 10.0
     demo: Annotated[bool, option("Serve the demo pages at `/`.", flag="--demo")] = False
@@ -113,6 +133,14 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
         bool,
         option("Compress WebSocket messages (permessage-deflate).", flag="--compression"),
     ] = False
+    node: Annotated[
+        str,
+        option(
+            "Name of this gateway among several, as clients see it in ack ids: letters, digits, "
+            "`-` and `_`. A random one when empty.",
+            flag="--node",
+        ),
+    ] = ""
     retry: Annotated[
         int, option("After what time a cut EventSource comes again.", unit="ms", ge=0)
     ] = 2000
@@ -208,6 +236,36 @@ class LimitsConfig(_Table, frozen=True, kw_only=True):
     publishes: Annotated[
         int, option("Publishes of one connection that await their confirm.", ge=1)
     ] = 100
+    lease: Annotated[
+        float,
+        option(
+            "How long a client may hold a queue's message without an ack, where it does not say; "
+            "0 is for ever (RabbitMQ gives up after 30 minutes).",
+            kind="duration",
+        ),
+    ] = 0.0
+    max_lease: Annotated[
+        float, option("The longest lease that a client may ask for.", kind="duration", ge=1)
+    ] = 1800.0
+    max_redeliveries: Annotated[
+        int,
+        option(
+            "How often a message that clients do not ack is delivered again; then it goes to its "
+            "queue's dead-letter exchange, or is dropped where there is none. 0 is any number.",
+            ge=0,
+        ),
+    ] = 0
+    poll_idle: Annotated[
+        float,
+        option(
+            "How long a long poll's unacked messages wait for its next poll or ack.",
+            kind="duration",
+            ge=0.1,
+        ),
+    ] = 60.0
+    poll_sessions: Annotated[
+        int, option("Clients that poll queues with `ack=client`, at a time.", ge=1)
+    ] = 10_000
     idempotency: Annotated[
         float,
         option("How long an idempotency key is remembered; 0 is not at all.", kind="duration"),
@@ -275,6 +333,9 @@ class QueueConfig(_Table, frozen=True, kw_only=True):
     bindings: Annotated[
         tuple[BindingConfig, ...], option("Tables with `exchange`, `key`, `arguments`.")
     ] = ()
+    max_redeliveries: Annotated[
+        int, option("That of `[limits]` for this queue; -1 is the same as there.", ge=-1)
+    ] = -1
 
     def spec(self) -> QueueSpec:
         """Return it as a broker declares it."""

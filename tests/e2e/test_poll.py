@@ -120,7 +120,12 @@ async def test_a_gap_is_told_first(gw: RunningGateway, name: Name) -> None:
     [
         ("/poll/nowhere/x", 400, "bad_destination"),
         ("/poll/topic/x?since=what", 400, "bad_position"),
-        ("/poll/queue/x?ack=client", 400, "bad_request"),
+        ("/poll/topic/x?ack=client", 400, "bad_request"),
+        ("/poll/queue/x?ack=client&session=what", 400, "bad_request"),
+        ("/poll/queue/x?session=what", 400, "bad_request"),
+        ("/poll/queue/x?lease=1s", 400, "bad_request"),
+        ("/poll/queue/x?ack=client&lease=1h", 400, "bad_request"),
+        ("/poll/queue/x?ack=client&lease=soon", 400, "bad_request"),
         ("/poll/exchange/missing/x", 404, "not_found"),
         ("/poll", 400, "bad_request"),
     ],

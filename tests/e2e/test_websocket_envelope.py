@@ -157,7 +157,7 @@ async def test_ack_nack_and_prefetch(gw: RunningGateway, name: Name) -> None:
         await say(ws, nack=again["ack"], requeue=False)
         assert (await hear(ws))["body"] == "3"
         late = await ask(ws, ack=first["ack"])
-        assert late["error"]["code"] == "bad_request"
+        assert late["error"]["code"] == "settled"
         assert late["ack"] == first["ack"]
 
 

@@ -10,14 +10,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__, options
 from ..config import Config, load
 from .failure import Failure, complain
+from .pidfile import PidFile
+
+if TYPE_CHECKING:
+    from ..gateway import Gateway
 
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-# Seconds beyond the configured grace after which a shutdown that hangs is given up.
+# Seconds beyond the configured drain and grace after which a shutdown that hangs is given up.
 _PATIENCE = 5.0
 
 logger = logging.getLogger(__name__)
@@ -57,12 +61,24 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _run(config: Config) -> int:
+    file = PidFile(config.server.pid_file) if config.server.pid_file else None
+    if file is None:
+        return await _serve(config, None)
+    file.take()
+    try:
+        return await _serve(config, file)
+    finally:
+        file.leave()
+
+
+async def _serve(config: Config, file: PidFile | None) -> int:
     # Here, not above: the other commands need none of it.
     from ..gateway import Gateway
 
     gateway = Gateway(config)
     asked = asyncio.Event()
     _on_signals(asked)
+    _on_drain(gateway)
     stopping = asyncio.create_task(asked.wait())
     starting = asyncio.create_task(gateway.start())
     try:
@@ -85,14 +101,17 @@ async def _run(config: Config) -> int:
             ),
             flush=True,
         )
+        if file is not None:
+            file.write(gateway.url)
         await stopping
         logger.info("stopping")
     finally:
         stopping.cancel()
+    limit = config.server.drain + config.server.grace + _PATIENCE
     try:
-        await asyncio.wait_for(gateway.stop(), config.server.grace + _PATIENCE)
+        await asyncio.wait_for(gateway.stop(), limit)
     except TimeoutError:
-        complain(f"not stopped within {config.server.grace + _PATIENCE:g} s, leaving")
+        complain(f"not stopped within {limit:g} s, leaving")
         return 1
     return 0
 
@@ -114,6 +133,27 @@ def _on_signals(asked: asyncio.Event) -> None:
             loop.add_signal_handler(number, stop, number)
         except NotImplementedError:  # Windows
             signal.signal(number, from_handler)
+
+
+def _on_drain(gateway: Gateway) -> None:
+    """Drain at SIGUSR1 (`queuecast drain`) without stopping."""
+    number = getattr(signal, "SIGUSR1", None)
+    if number is None:  # Windows
+        return
+    loop = asyncio.get_running_loop()
+    draining: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references
+
+    def drain() -> None:
+        task = loop.create_task(gateway.drain())
+        draining.add(task)
+        task.add_done_callback(drained)
+
+    def drained(task: asyncio.Task[None]) -> None:
+        draining.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("draining failed", exc_info=task.exception())
+
+    loop.add_signal_handler(number, drain)
 
 
 def _why_not(error: OSError, config: Config) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 from ..disconnect import Disconnect
+from .drain import spread_over
 from .sockets import Sockets
 
 logger = logging.getLogger(__name__)
@@ -155,31 +155,19 @@ class Connections:
 
     async def disconnect_all(self, reason: Disconnect, spread: float) -> None:
         """Close everybody, evenly over `spread` seconds: their reconnects come as spread."""
-        await evenly(list(self), spread, partial(self._disconnect, reason))
 
-    @staticmethod
-    def _disconnect(reason: Disconnect, connection: Connection) -> None:
-        if connection.transport.is_closing():
-            return
-        try:
-            connection.session.disconnect(reason)
-        except Exception:
-            logger.exception("a session could not be disconnected")
-            connection.transport.abort()
+        def send_away(connection: Connection) -> None:
+            if connection.transport.is_closing():
+                return
+            try:
+                connection.session.disconnect(reason)
+            except BaseException:
+                connection.transport.abort()
+                raise
+
+        await spread_over(list(self), spread, send_away)
 
     def abort_all(self) -> None:
         """Cut off whoever is still there."""
         for connection in self:
             connection.transport.abort()
-
-
-async def evenly(items: Sequence[T], spread: float, call: Callable[[T], None]) -> None:
-    """Call for each of many, evenly over `spread` seconds."""
-    step = 0.05
-    rounds = max(1, int(spread / step))
-    share = max(1, -(-len(items) // rounds))
-    for start in range(0, len(items), share):
-        if start:
-            await asyncio.sleep(step)
-        for item in items[start : start + share]:
-            call(item)

@@ -35,9 +35,9 @@ _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)")
 
 _HOSTS = ("host", "x-forwarded-host")
 _VERBS = ("sse", "ws", "poll", "publish")
-_SINGLE = ("healthz", "readyz")
+_SINGLE = ("ack", "healthz", "readyz")
 # Everything that reads from the broker or writes to it: browsers' origins are checked there.
-GUARDED = frozenset((*_VERBS, "stomp", "sockjs"))
+GUARDED = frozenset((*_VERBS, "ack", "stomp", "sockjs"))
 # What pages load without a browser's saying where they are: scripts, frames and their forms.
 _UNSIGNED = frozenset(("htmlfile", "jsonp", "jsonp_send"))
 _ORIGIN = re.compile(r"https?://[^/?#]+")
@@ -46,8 +46,8 @@ _ORIGIN = re.compile(r"https?://[^/?#]+")
 class Route(NamedTuple):
     """Where a request goes.
 
-    verb: sse, ws, stomp, sockjs, poll, publish, healthz, readyz, or "" for pages. rest: the path
-    after the verb, raw; for pages the whole path.
+    verb: sse, ws, stomp, sockjs, poll, publish, ack, healthz, readyz, or "" for pages. rest: the
+    path after the verb, raw; for pages the whole path.
     """
 
     verb: str

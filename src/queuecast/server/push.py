@@ -16,7 +16,7 @@ from ..codecs.websocket_handshake import offered_subprotocols
 from ..disconnect import for_error
 from ..errors import QueuecastError, Refused, Unavailable
 from ..sessions.request import SubscribeRequest
-from ..sessions.services import Services
+from ..sessions.services import RESTARTING, Services
 from ..sessions.sse import SseSession, refusal
 from ..sessions.stomp import StompSession
 from ..sessions.stomp_link import WebSocketLink
@@ -76,7 +76,7 @@ class Push:
             return Refusal(transport, refusal_plain(error))
         try:
             if self.draining:
-                raise Unavailable("the gateway is restarting")
+                raise Unavailable(RESTARTING)
             if route.verb == "stomp" and key is not None:
                 return self._stomp(transport, headers, key, cors)
             if route.verb == "sockjs":

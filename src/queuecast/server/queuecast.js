@@ -352,14 +352,16 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   });
 
   const poll = () => byUrl(async (group, signal) => {
-    let seen = 0;
+    let seen = 0, session;
     try {
       while (!signal.aborted) {
         const url = address("poll", group);
         // The first answer comes at once: it shows that this works, and has the positions.
         if (!group[0].at && !seen++) url.searchParams.set("wait", "0");
+        if (session) url.searchParams.set("session", session);
         const answer = await fetch(url, { signal, credentials: "include" });
         const said = await answer.json();
+        session = said.session;
         if (signal.aborted) return;
         if (!answer.ok) {
           if (said.retry) break;

@@ -29,9 +29,6 @@ from .web import Page, Web
 
 logger = logging.getLogger(__name__)
 
-# Share of the grace in which push clients are told to come back, so that they come back spread.
-_SPREAD = 0.25
-
 
 class Server:
     """The gateway's public sockets. stomp: where plain STOMP listens, once started."""
@@ -128,29 +125,48 @@ class Server:
                 "RabbitMQ's STOMP plugin usually has 61613; choose another, or 0 for a free one",
             ) from None
 
-    def stop_accepting(self) -> None:
-        """Close the listener, refuse new subscriptions; what is open goes on. /readyz says 503."""
+    async def drain(self, reason: Disconnect, spread: float) -> None:
+        """Send all push clients and polls away within `spread` seconds, and let none in.
+
+        Publishing and acks go on, and /readyz says 503. Queues' messages are delivered no more;
+        what a client has not acked when it is its turn to go, goes back.
+        """
+        self._refuse_subscriptions()
+        if self._stomp_listener is not None:
+            self._stomp_listener.close()
+        await asyncio.gather(
+            self._web.end_polls(spread),
+            self.connections.disconnect_all(reason, spread),
+            self._sockjs.disconnect_all(reason, spread),
+        )
+        # Between two polls; acks of their messages were taken until now.
+        for poll in list(self._services.polls):
+            poll.end()
+        self._services.drain.done = True
+
+    def _refuse_subscriptions(self) -> None:
         self._push.draining = True
         self._sockjs.draining = True
+        self._services.drain.begun = True
+
+    def stop_accepting(self) -> None:
+        """Close the listener, refuse new subscriptions; what is open goes on. /readyz says 503."""
+        self._refuse_subscriptions()
         for listener in (self._listener, self._stomp_listener):
             if listener is not None:
                 listener.close()
 
     async def stop(self, reason: Disconnect, grace: float) -> None:
-        """Close everybody within `grace` seconds.
+        """Close everybody within `grace` seconds; requests under way get their answers.
 
-        Push clients are told the reason, requests under way get their answers.
+        Push clients that nobody sent away (`drain`) are told the reason, all at once.
         """
         self.stop_accepting()
         if self._doors is not None:
             self._doors.close()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
-        self._web.end_polls()
-        await asyncio.gather(
-            self.connections.disconnect_all(reason, grace * _SPREAD),
-            self._sockjs.disconnect_all(reason, grace * _SPREAD),
-        )
+        await self.drain(reason, 0.0)
         if self._http is not None:
             # After the listener: else a connection accepted meanwhile is nobody's. It waits twice,
             # for the answer and for the task behind it.

@@ -33,7 +33,8 @@ from ..sessions.sockjs import SockJsSession, SockJsSessions
 from ..sessions.sockjs_link import SockJsWebSocketLink
 from ..sessions.sockjs_receivers import PollReceiver, StreamReceiver
 from ..sessions.stomp import StompSession
-from .connection import Session, evenly
+from .connection import Session
+from .drain import spread_over
 from .gate import Cors, Gate, Route
 from .handler import Handler
 from .refusal import Refusal
@@ -125,7 +126,7 @@ class SockJs:
                 logger.exception("a session could not be disconnected")
                 session.abort()
 
-        await evenly(list(self._sessions), spread, disconnect)
+        await spread_over(list(self._sessions), spread, disconnect)
 
     def sweep(self, now: float) -> None:
         """End what nobody asks for any more; called about once a second."""

@@ -21,9 +21,12 @@ from ..codecs.websocket_handshake import HandshakeError, check_upgrade
 from ..disconnect import for_error
 from ..errors import QueuecastError, Unavailable
 from ..sessions.poll import poll
-from ..sessions.services import Services
+from ..sessions.poll_work import poll_with_acks
+from ..sessions.services import RESTARTING, Services
 from . import browser
+from .ack import Acker, AckFailed
 from .connection import Connections
+from .drain import spread_over
 from .gate import GUARDED, Cors, Gate, Route, split_target
 from .handler import Handler, Server, Taken
 from .limits import ServerLimits
@@ -47,6 +50,7 @@ _METHODS = {
     "stomp": "GET",
     "poll": "GET",
     "publish": "POST",
+    "ack": "POST",
     "healthz": "GET, HEAD",
     "readyz": "GET, HEAD",
     "": "GET, HEAD",
@@ -81,6 +85,7 @@ class Web:
         self._page = page
         self._uploads = uploads
         self._publisher = Publisher(services, limits, uploads)
+        self._acker = Acker(services, uploads.read)
         # At most one per connection, whose number is bounded.
         self._polls: set[asyncio.Task[bytes]] = set()
 
@@ -100,10 +105,9 @@ class Web:
             auto_decompress=False,
         )
 
-    def end_polls(self) -> None:
-        """Answer every long poll that waits: the gateway is shutting down."""
-        for task in list(self._polls):
-            task.cancel()
+    async def end_polls(self, spread: float) -> None:
+        """Answer every long poll that waits, over `spread` seconds: the gateway drains."""
+        await spread_over(list(self._polls), spread, lambda task: task.cancel())
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -126,6 +130,8 @@ class Web:
             response = await self._answer(request, route, query, headers, cors)
         except BatchFailed as error:
             response = _refusal(error, status=error.status, extra=error.extra)
+        except AckFailed as error:
+            response = _refusal(error.error, extra=error.extra)
         except QueuecastError as error:
             response = _refusal(error)
         except ConnectionError:
@@ -172,6 +178,8 @@ class Web:
                 if route.rest in ("", "/"):
                     return _json(await self._publisher.batch(request, ANONYMOUS))
                 return _json(await self._publisher.single(request, ANONYMOUS, route.rest, query))
+            case "ack":
+                return _json(await self._acker.answer(request, ANONYMOUS))
             case "poll":
                 return await self._poll(request, route, query, headers, cors)
             case "healthz":
@@ -193,7 +201,8 @@ class Web:
     ) -> web.StreamResponse:
         wanted = self._gate.subscription(route, query, headers, cors)
         handler = cast(Handler, request.protocol)
-        polling = asyncio.create_task(poll(self._services, wanted))
+        answer = poll_with_acks if wanted.ack or wanted.session else poll
+        polling = asyncio.create_task(answer(self._services, wanted))
         handler.watch(polling)
         self._polls.add(polling)
         try:
@@ -204,7 +213,7 @@ class Web:
                 raise
             # Not we were cancelled but the poll: by a shutdown, or because the client went.
             if self._push.draining:
-                raise Unavailable("the gateway is restarting") from None
+                raise Unavailable(RESTARTING) from None
             raise ConnectionResetError("the client went") from None
         finally:
             self._polls.discard(polling)
@@ -213,7 +222,7 @@ class Web:
     def _readyz(self) -> web.Response:
         ready, status = self._ready()
         if self._push.draining:
-            ready, status = False, "draining"
+            ready, status = False, "drained" if self._services.drain.done else "draining"
         return _json({"ready": ready, "status": status}, 200 if ready else 503)
 
     def _show(self, path: str) -> web.Response:
@@ -231,7 +240,7 @@ class Web:
             404,
             "not_found",
             "there is nothing at this address",
-            "known are /sse/…, /ws/…, /stomp/…, /poll/…, /publish/…, /healthz and /readyz",
+            "known are /sse/…, /ws/…, /stomp/…, /poll/…, /publish/…, /ack, /healthz and /readyz",
         )
 
     async def _emptied(self, request: web.BaseRequest) -> bool:

@@ -15,11 +15,12 @@ from ..aliases import concealed
 from ..auth.identity import Identity
 from ..destination import Destination
 from ..disconnect import INTERNAL, Disconnect, for_error
-from ..errors import LimitExceeded, QueuecastError
+from ..errors import BadRequest, LimitExceeded, QueuecastError, Unavailable
 from ..hub.subscription import Encoding, Subscription
 from ..position import Start
 from ..runtime import Promise
-from .services import Services, Transport
+from .lease import lease_of
+from .services import RESTARTING, Services, Transport
 from .work import WorkEncoding, WorkSubscription
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class Session:
 
     __slots__ = (
         "_cancels",
+        "_numbers",
+        "ack_name",
         "box",
         "closed",
         "identity",
@@ -49,6 +52,9 @@ class Session:
         self.identity = identity
         self.write: Callable[[bytes], None] = transport.write
         self.box: list[bytes] = []
+        # How its ack ids begin; "" until a consumer with client acks was opened.
+        self.ack_name = ""
+        self._numbers = 0
         self.paused = False
         self.closed = False
         # Tuples while small: most connections have one subscription, and there are many.
@@ -107,6 +113,8 @@ class Session:
         subscriptions, self.subscriptions = self.subscriptions, ()
         for subscription in subscriptions:
             subscription.close()
+        if self.ack_name:
+            self.services.acks.leave(self.ack_name)
         work, self.work = self.work, ()
         for each in work:
             self.services.runtime.spawn(each.close(), "close a consumer")
@@ -156,15 +164,42 @@ class Session:
         *,
         ack: bool,
         prefetch: int | None,
+        lease: float | None = None,
     ) -> WorkSubscription:
-        """Become a competing consumer of a queue destination; call `flow` on the result."""
-        work = WorkSubscription(self, destination, encoding, self.free_number(), client_acks=ack)
+        """Become a competing consumer of a queue destination; call `flow` on the result.
+
+        lease: seconds, None for the setting's.
+        """
+        if ack and not self.ack_name:
+            self.ack_name = self.services.acks.enter(self)
+        work = WorkSubscription(
+            self,
+            destination,
+            encoding,
+            self.new_number(),
+            client_acks=ack,
+            lease=self.lease(lease, ack=ack),
+        )
         return await self.open_work(work, prefetch)
 
-    def free_number(self) -> int:
-        """Return the smallest number that none of the session's consumers has."""
-        taken = {work.number for work in self.work}
-        return next(n for n in range(1, len(taken) + 2) if n not in taken)
+    def lease(self, asked: float | None, *, ack: bool) -> float:
+        """Return the lease of a subscription in seconds, 0 for none; raises BadRequest."""
+        limits = self.services.limits
+        if not ack:
+            if asked is not None:
+                raise BadRequest("a lease is for ack=client")
+            return 0.0
+        return lease_of(asked, default=limits.lease, longest=limits.max_lease)
+
+    def new_number(self) -> int:
+        """Return a number for a consumer; never one again, or late acks would find another's."""
+        self._numbers += 1
+        return self._numbers
+
+    def alive(self) -> None:
+        """The client, not only its connection, gave a sign of life."""
+        for work in self.work:
+            work.alive()
 
     async def open_work(self, work: Work, prefetch: int | None) -> Work:
         """Let a consumer that was just made begin; see `consume`."""
@@ -203,6 +238,8 @@ class Session:
         return ended
 
     def _check_room(self) -> None:
+        if self.services.drain.begun:
+            raise Unavailable(RESTARTING)
         limit = self.services.limits.subscriptions
         if len(self.subscriptions) + len(self.work) >= limit:
             raise LimitExceeded(f"this connection has {limit} subscriptions, that is the limit")

@@ -1,10 +1,12 @@
 """What an enveloped WebSocket's client may say, and what it is answered.
 
     {"publish": "/topic/chat", "body": "hi", "headers": {…}, "id": 7}  → {"published": 7}
-    {"subscribe": "/topic/a", "since": "…", "last": 1, "ack": "client", "prefetch": 10}
+    {"subscribe": "/topic/a", "since": "…", "last": 1}
                                                   → {"subscribed": "/topic/a", "position": "…"}
+    {"subscribe": "/queue/b", "ack": "client", "prefetch": 10, "lease": "30s"}
+                                                  → {"subscribed": "/queue/b"}
     {"unsubscribe": "/topic/a"}                   → {"unsubscribed": "/topic/a"}
-    {"ack": "1.17"}   {"nack": "1.17", "requeue": false}               → nothing
+    {"ack": ID}   {"ack": [ID, …]}   {"nack": ID, "requeue": false}    → nothing
 
 What fails is answered {"error": {code, text, hint, retry}, …} together with the words it
 answers; only an object that cannot be understood at all closes the connection.
@@ -22,11 +24,13 @@ from ..destination import Destination
 from ..errors import BadRequest, QueuecastError
 from ..hub.subscription import Subscription
 from ..position import Start
+from .acks import parse_command, settle_all
 from .encodings import WebSocketEncoding, naming
 from .envelope import error_notice
+from .lease import parse_lease
 from .publishing import body_of, properties_of
 from .request import parse_prefetch
-from .work import WorkSubscription, parse_ack
+from .work import WorkSubscription
 
 if TYPE_CHECKING:
     from .websocket import WebSocketSession
@@ -36,7 +40,7 @@ _FIELDS = {
     "publish": {"publish", "body", "base64", "headers", "id"},
     "ack": {"ack"},
     "nack": {"nack", "requeue"},
-    "subscribe": {"subscribe", "since", "last", "ack", "prefetch"},
+    "subscribe": {"subscribe", "since", "last", "ack", "prefetch", "lease"},
     "unsubscribe": {"unsubscribe"},
 }
 
@@ -55,7 +59,13 @@ class Commands:
     # -- subscriptions --------------------------------------------------------------------
 
     async def open(
-        self, destination: Destination, start: Start, *, ack: bool, prefetch: int | None
+        self,
+        destination: Destination,
+        start: Start,
+        *,
+        ack: bool,
+        prefetch: int | None,
+        lease: float | None = None,
     ) -> Subscription | WorkSubscription:
         """Subscribe to one destination; raises what the broker raises."""
         if destination in self._named:
@@ -67,12 +77,14 @@ class Commands:
         )
         subscription: Subscription | WorkSubscription
         if destination.is_shared:
-            if ack:
-                raise BadRequest(f"ack=client is for queues, {destination.shown} is not one")
+            if ack or lease is not None:
+                raise BadRequest(
+                    f"ack=client and lease are for queues, {destination.shown} is not one"
+                )
             subscription = await self._session.subscribe((destination,), encoding, start)
         else:
             subscription = await self._session.consume(
-                destination, encoding, ack=ack, prefetch=prefetch
+                destination, encoding, ack=ack, prefetch=prefetch, lease=lease
             )
         self._named[destination] = subscription
         return subscription
@@ -175,12 +187,13 @@ class Commands:
             raise BadRequest(f"ack {ack!r} is unknown", "allowed are auto and client")
         start = Start.parse(_text(command, "since"), _text(command, "last"))
         prefetch = parse_prefetch(_text(command, "prefetch"))
+        lease = parse_lease(_text(command, "lease"))
 
         async def subscribe() -> None:
             session = self._session
             try:
                 subscription = await self.open(
-                    destination, start, ack=ack == "client", prefetch=prefetch
+                    destination, start, ack=ack == "client", prefetch=prefetch, lease=lease
                 )
             except QueuecastError as error:
                 self._answer_error(error, command, "subscribe")
@@ -207,17 +220,11 @@ class Commands:
         self._session.send_json({"unsubscribed": destination.shown})
 
     def _settle(self, command: Mapping[str, Any], verb: str) -> None:
-        number, tag = parse_ack(command[verb])
-        requeue = command.get("requeue", True)
-        if not isinstance(requeue, bool):
-            raise BadRequest("requeue is neither true nor false")
-        for work in self._session.work:
-            if work.number == number and work.settle(tag, ack=verb == "ack", requeue=requeue):
-                return
-        raise BadRequest(
-            f"{command[verb]!r} is not outstanding",
-            "it was settled already, or went back to its queue",
-        )
+        session = self._session
+        services = session.services
+        asked = parse_command(command, services.limits.settle)
+        for id, error in settle_all(services.acks, session.identity, asked):
+            self._answer_error(error, {verb: id}, verb)
 
     def _destination(self, command: Mapping[str, Any], verb: str) -> Destination:
         name = command[verb]
@@ -252,6 +259,6 @@ def _text(command: Mapping[str, Any], name: str) -> str | None:
     value = command.get(name)
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise BadRequest(f"{name} is neither text nor a number")

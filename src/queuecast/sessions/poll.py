@@ -3,7 +3,7 @@
     GET /poll/topic/prices?since=ID  →  {"messages": [envelope, …], "next": "ID"}
 
 A gap stands among the messages as {"gap": {…}, "position": …}. Between two polls the feed lives
-on (it lingers), so `since` finds what came meanwhile.
+on (it lingers), so `since` finds what came meanwhile. With `ack=client` see poll_work.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ..auth.identity import Identity
 from ..disconnect import Disconnect
-from ..errors import BadRequest, QueuecastError, Unavailable
+from ..errors import QueuecastError, Unavailable
 from ..hub.subscription import Subscription
 from ..runtime import Promise
 from .base import Session
@@ -23,7 +23,7 @@ from .request import SubscribeRequest
 from .services import Services
 
 
-class _NoTransport:
+class NoTransport:
     """A poll has no socket of its own: its answer is collected."""
 
     def write(self, data: bytes, /) -> None:
@@ -47,7 +47,7 @@ class PollSession(Session):
     __slots__ = ("_answer", "_wake")
 
     def __init__(self, services: Services, identity: Identity, wake: Promise) -> None:
-        super().__init__(services, _NoTransport(), identity)
+        super().__init__(services, NoTransport(), identity)
         self.write: Callable[[bytes], None] = self._collect
         self._answer: list[bytes] = []
         self._wake = wake
@@ -80,19 +80,19 @@ class PollSession(Session):
         return b'{"messages":[%b],%b' % (messages, encode_json(rest)[1:])
 
 
+def patience(services: Services, request: SubscribeRequest) -> float:
+    """Return how many seconds a poll may take."""
+    most = services.limits.poll
+    return most if request.wait is None else min(request.wait, most)
+
+
 async def poll(services: Services, request: SubscribeRequest) -> bytes:
     """Answer one poll: as soon as there is something, or empty when its time is over.
 
     Messages of queues are acked when they are handed over to be written: at most once.
     Raises what the subscription raises.
     """
-    if request.ack:
-        raise BadRequest(
-            "ack=client is not available on long poll",
-            "use a WebSocket with envelope=json, or leave ack out",
-        )
-    most = services.limits.poll
-    timeout = most if request.wait is None else min(request.wait, most)
+    timeout = patience(services, request)
     wake = services.runtime.promise()
     session = PollSession(services, request.identity, wake)
     try:

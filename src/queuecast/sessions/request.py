@@ -13,6 +13,7 @@ from ..auth.identity import ANONYMOUS, Identity
 from ..destination import Destination, path_text
 from ..errors import BadRequest, LimitExceeded
 from ..position import LIVE, Start
+from .lease import parse_lease
 
 # Distinct parameters in a query; more would only cost us time.
 MAX_PARAMETERS = 1000
@@ -23,7 +24,8 @@ class SubscribeRequest:
     """A subscription asked for in a URL.
 
     destinations: what was named, in order.
-    ack: whether the client settles deliveries itself. prefetch: None where not given.
+    ack: whether the client settles deliveries itself. prefetch, lease (seconds): None where not
+    given. session: of the poll before this one, "" for none.
     cors: header lines (name, value) that every answer must carry. in_path: the (only)
     destination stood in the path. verdict: only the answer is wanted, no stream. wait: seconds
     that a long poll may take, None for the gateway's own.
@@ -39,6 +41,8 @@ class SubscribeRequest:
     in_path: bool = False
     verdict: bool = False
     wait: float | None = None
+    lease: float | None = None
+    session: str = ""
 
     @property
     def work(self) -> tuple[Destination, ...]:
@@ -83,19 +87,25 @@ def parse_subscribe(
     destinations = tuple(resolve(name) for name in names)
     if len(set(destinations)) != len(destinations):
         raise BadRequest("a destination is named twice")
+    ack = _choice(parameters, "ack", "client", also="auto")
+    lease = parse_lease(one(parameters, "lease"))
+    if lease is not None and not ack:
+        raise BadRequest("a lease is for ack=client", "add ack=client, or leave it out")
     return SubscribeRequest(
         destinations,
         Start.parse(
             headers.get("last-event-id") or one(parameters, "since"), one(parameters, "last")
         ),
         envelope,
-        _choice(parameters, "ack", "client", also="auto"),
+        ack,
         parse_prefetch(one(parameters, "prefetch")),
         identity,
         cors,
         in_path=bool(names) and not parameters.get("destination"),
         verdict="application/json" in headers.get("accept", ""),
         wait=_wait(one(parameters, "wait")),
+        lease=lease,
+        session=one(parameters, "session") or "",
     )
 
 

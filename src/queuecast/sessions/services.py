@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..auth.identity import Identity
 from ..auth.policy import Verb
@@ -16,7 +16,14 @@ from ..message import Properties
 from ..position import Start
 from ..queuespec import PLAIN, ConsumeSpec, Owner, QueueSpec
 from ..runtime import Runtime
+from .acks import Acks
 from .idempotency import LOST, IdempotencyKeys
+from .returns import Returns
+
+if TYPE_CHECKING:
+    from .base import Session
+
+RESTARTING = "the gateway is restarting"
 
 
 class Feeds(Protocol):
@@ -124,6 +131,10 @@ class SessionLimits:
     back.
     live_within: seconds that a subscription may take to be live upstream. poll: seconds that a
     long poll waits. login: seconds that a STOMP client has to log in.
+    lease, max_lease: seconds that a client may hold an unacked message, where it does not say and
+    the most that it may ask for; 0 is no lease.
+    poll_idle: seconds between two polls of a session with unacked messages. poll_sessions: their
+    number. settle: ack ids in one request.
     """
 
     message: int = 1 << 20
@@ -136,6 +147,22 @@ class SessionLimits:
     live_within: float = 5.0
     poll: float = 25.0
     login: float = 10.0
+    lease: float = 0.0
+    max_lease: float = 1800.0
+    poll_idle: float = 60.0
+    poll_sessions: int = 10_000
+    settle: int = 1000
+
+
+@dataclass(slots=True)
+class Drain:
+    """Whether the gateway drains: clients are sent away, and no subscription begins.
+
+    done: everybody was told to go.
+    """
+
+    begun: bool = False
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +184,8 @@ class Services:
     retry: milliseconds, the SSE reconnection time. compression: whether WebSockets may negotiate
     permessage-deflate. queues: where sessions declare queues of their own. keys: what makes
     publishes idempotent, None for nothing. heartbeat: seconds between two signs of life on a push
-    connection. deliveries: what work queues may hold, all together.
+    connection. deliveries: what work queues may hold, all together. acks: whose clients settle
+    messages. returns: how often messages came back.
     """
 
     runtime: Runtime
@@ -176,6 +204,11 @@ class Services:
     stomp: StompOptions = StompOptions()
     queues: Queues = field(default_factory=NoQueues)
     deliveries: DeliveryBudget = field(default_factory=DeliveryBudget)
+    acks: Acks = field(default_factory=Acks)
+    returns: Returns = field(default_factory=Returns)
+    drain: Drain = field(default_factory=Drain)
+    # Long polls whose clients hold messages; at most limits.poll_sessions.
+    polls: set[Session] = field(default_factory=set)
 
     async def publish_once(
         self,

@@ -10,6 +10,7 @@ dropped, and the browser comes back by itself.
 
 from __future__ import annotations
 
+import random
 from functools import partial
 
 from ..codecs import sse
@@ -51,11 +52,7 @@ class SseSession(Session):
     async def _begin(self, request: SubscribeRequest) -> None:
         services = self.services
         try:
-            if request.ack:
-                raise BadRequest(
-                    "ack=client is not available on SSE",
-                    "use a WebSocket with envelope=json, or leave ack out",
-                )
+            check_acks(request)
             await services.runtime.within(services.limits.live_within, self._open(request))
         except (TimeoutError, Unavailable) as error:
             if request.verdict:
@@ -85,7 +82,9 @@ class SseSession(Session):
         prefetch = 1 if request.verdict else request.prefetch
         for destination in request.work:
             encoding = _encoding(request, (destination,))
-            await self.consume(destination, encoding, ack=False, prefetch=prefetch)
+            await self.consume(
+                destination, encoding, ack=request.ack, prefetch=prefetch, lease=request.lease
+            )
 
     # -- bytes ----------------------------------------------------------------------------
 
@@ -152,8 +151,25 @@ class SseSession(Session):
             self.transport.abort()
             return
         notice = {"code": reason.name, "text": reason.text, "hint": "", "retry": reason.retry}
-        self.write(sse.event(encode_json(notice), event="disconnect"))
+        retry = None
+        if reason.retry:
+            # Each its own: those that are sent away together must not come back together.
+            retry = round(self.services.retry * random.uniform(1.0, 2.0))
+        self.write(sse.event(encode_json(notice), event="disconnect", retry=retry))
         self.transport.close()
+
+
+def check_acks(request: SubscribeRequest) -> None:
+    """Raise BadRequest where `ack=client` cannot be."""
+    if not request.ack:
+        return
+    if not request.envelope:
+        raise BadRequest("ack=client needs the envelope", "add envelope=json")
+    if request.shared:
+        raise BadRequest(
+            f"ack=client is for queues, {request.shared[0].shown} is not one",
+            "use a connection of its own for queues",
+        )
 
 
 def refusal(error: QueuecastError, cors: tuple[tuple[str, str], ...] = ()) -> bytes:

@@ -146,6 +146,8 @@ class StompSession(OrderedSession[Incoming]):
                 self._leave(b"", event.code, event.reason)
 
     def _frame(self, frame: Frame) -> None:
+        # Not a heart-beat: libraries send those whatever becomes of the messages.
+        self.alive()
         if self.version == "1.0":
             frame = frame.trimmed()
         try:

@@ -203,7 +203,8 @@ class Commands:
             ack=frame.command == "ACK",
             requeue=True if requeue is None else requeue,
         ):
-            raise StompError("Message not found", f"{text[:300]!r} is not outstanding\n")
+            why = consumer.why_not(message_id.delivery_tag)
+            raise StompError("Message not found", f"{text[:300]!r}: {why}\n")
 
 
 def _transaction(frame: Frame) -> str:

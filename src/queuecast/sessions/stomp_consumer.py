@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class StompConsumer(WorkSubscription):
     """One consumer. tag: by which the session knows the subscription. id: the client's own."""
 
-    __slots__ = ("_alias", "_gap_encoding", "_mode", "_sent", "_session_id", "_tag", "_void")
+    __slots__ = ("_alias", "_gap_encoding", "_mode", "_session_id", "_tag")
 
     def __init__(
         self,
@@ -33,34 +33,29 @@ class StompConsumer(WorkSubscription):
         mode: AckMode,
         alias: str | None,
         spec: ConsumeSpec,
+        lease: float = 0.0,
     ) -> None:
         acks = mode is not AckMode.AUTO
         encoding = StompWorkEncoding(
             id, session.framing, alias, acks=acks and session.version == "1.2"
         )
         super().__init__(
-            session, destination, encoding, session.free_number(), client_acks=acks, spec=spec
+            session,
+            destination,
+            encoding,
+            session.new_number(),
+            client_acks=acks,
+            lease=lease,
+            spec=spec,
         )
         self._gap_encoding = encoding
         self._alias = alias
         self._tag = tag
         self._mode = mode
         self._session_id = session.id
-        # Handed to the client and not settled, in order; never more than the prefetch.
-        self._sent: dict[int, None] = {}
-        # Up to here deliveries are void: the broker connection they came by was lost.
-        self._void = 0
 
     def ack_id(self, tag: int) -> str | None:
-        if self._mode is not AckMode.AUTO:
-            self._sent[tag] = None
         return str(MessageId(self._tag, self._session_id, tag))
-
-    def reset(self) -> None:
-        super().reset()
-        if self._sent:
-            self._void = next(reversed(self._sent))
-            self._sent.clear()
 
     def gap(self, reason: str) -> None:
         """Tell the client, before what comes next, that messages may be missing."""
@@ -74,17 +69,14 @@ class StompConsumer(WorkSubscription):
 
         One that was lost with the broker's connection counts: it is delivered again anyway.
         """
-        if tag not in self._sent:
-            return 0 < tag <= self._void
-        if self._mode is AckMode.INDIVIDUAL:
-            tags = [tag]
-        else:
-            tags = []
-            for each in self._sent:
-                if each > tag:
-                    break
-                tags.append(each)
+        lease = self._lease
+        if tag not in lease:
+            return lease.is_void(tag)
+        tags = [tag] if self._mode is AckMode.INDIVIDUAL else lease.up_to(tag)
         for each in tags:
-            del self._sent[each]
             self.settle(each, ack=ack, requeue=requeue)
         return True
+
+    def why_not(self, tag: int) -> str:
+        """Return why `settle_id` found nothing."""
+        return self._lease.why_not(tag).text

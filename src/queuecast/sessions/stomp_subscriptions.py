@@ -25,6 +25,7 @@ from ..hub.subscription import Subscription
 from ..position import Start
 from ..queuespec import ConsumeSpec
 from ..runtime import Promise
+from .lease import parse_lease
 from .request import parse_prefetch
 from .stomp_consumer import StompConsumer
 from .stomp_encodings import StompEncoding
@@ -139,7 +140,14 @@ class Subscriptions:
                 self.own.check(queue, named=named)
             spec = ConsumeSpec(queue, arguments, self.own.owner)
             consumer = StompConsumer(
-                self._session, destination, tag=tag, id=id, mode=mode, alias=alias, spec=spec
+                self._session,
+                destination,
+                tag=tag,
+                id=id,
+                mode=mode,
+                alias=alias,
+                spec=spec,
+                lease=self._lease(headers, mode, spec),
             )
             prefetch = None
             if mode is not AckMode.AUTO:
@@ -150,6 +158,15 @@ class Subscriptions:
         self._session.spawn(
             partial(self._open, frame, _Place(tag, id, destination), opening), "subscribe"
         )
+
+    def _lease(self, headers: Mapping[str, str], mode: AckMode, spec: ConsumeSpec) -> float:
+        """Return the seconds that the client may take for a message, 0 for any time."""
+        asked = parse_lease(headers.get("lease"))
+        if spec.is_stream:
+            if asked is not None:
+                raise BadRequest("a lease is not for streams", "nothing goes back to a stream")
+            return 0.0
+        return self._session.lease(asked, ack=mode is not AckMode.AUTO)
 
     async def _open(
         self, frame: Frame, place: _Place, opening: Callable[[], Awaitable[_Opened]]

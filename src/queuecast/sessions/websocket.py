@@ -123,6 +123,7 @@ class WebSocketSession(OrderedSession[frames.Event]):
                     starts.get(destination, LIVE),
                     ack=request.ack,
                     prefetch=request.prefetch,
+                    lease=request.lease,
                 )
             elif destination.is_shared:
                 encoding = WebSocketEncoding(deflate=self.deflate)
@@ -169,6 +170,8 @@ class WebSocketSession(OrderedSession[frames.Event]):
 
     def _message(self, event: frames.Text | frames.Binary) -> None:
         data = event.data
+        # Not a pong: a browser sends those for a page that sleeps.
+        self.alive()
         if self._commands is not None:
             try:
                 self._commands.receive(data)

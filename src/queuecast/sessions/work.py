@@ -5,19 +5,24 @@ when it was written. While the connection takes no bytes deliveries are held, un
 number of bytes; beyond that the consumer is paused and further ones stay in the queue, so
 that a client that does not read costs bounded memory and its messages stay in the broker. All
 subscriptions of the node together have a budget.
+
+With client acks a message whose lease ends goes back, and nothing more is delivered until the
+client shows that it is alive: one that sleeps must not take every message in turn.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..delivery import Consumer, Delivery
 from ..destination import Destination
-from ..errors import BadRequest, QueuecastError
+from ..errors import QueuecastError
 from ..message import Message
 from ..queuespec import PLAIN, ConsumeSpec
 from ..runtime import Promise
+from .lease import Handed, Lease
 
 if TYPE_CHECKING:
     from .base import Session
@@ -36,9 +41,11 @@ class WorkSubscription:
     """The sink of one consumer.
 
     number: unique within the session, part of its ack ids. spec: what it asks the broker for.
+    lease: seconds that the client may take to settle a message, 0 for any time.
     """
 
     __slots__ = (
+        "_asleep",
         "_budget",
         "_client_acks",
         "_consumer",
@@ -47,8 +54,10 @@ class WorkSubscription:
         "_flowing",
         "_held",
         "_held_bytes",
+        "_lease",
         "_notice",
         "_paused",
+        "_queue",
         "_scheduled",
         "_session",
         "closed",
@@ -65,6 +74,7 @@ class WorkSubscription:
         number: int,
         *,
         client_acks: bool,
+        lease: float = 0.0,
         spec: ConsumeSpec = PLAIN,
     ) -> None:
         self.destination = destination
@@ -74,6 +84,8 @@ class WorkSubscription:
         self._session = session
         self._encoding = encoding
         self._client_acks = client_acks
+        self._queue = destination.name if spec.queue is None else spec.queue.name
+        self._lease = Lease(session.services.runtime, lease, self._lease_ended)
         self._consumer: Consumer | None = None
         # At most SessionLimits.held bytes, or half of the share in the node's budget, and one
         # message, and never more than the prefetch: with that message the consumer is paused.
@@ -86,6 +98,8 @@ class WorkSubscription:
         self._flowing = False
         self._paused = False
         self._scheduled = False
+        # A lease has ended, and the client has given no sign of life since.
+        self._asleep = False
 
     async def open(self, prefetch: int) -> None:
         """Start consuming; raises what the broker raises.
@@ -138,17 +152,37 @@ class WorkSubscription:
         self.closed = True
         self._count(False)
         self._forget()
+        self._came_back(self._lease.void())
         if self._consumer is not None:
             await self._consumer.close()
 
     # -- from the client ------------------------------------------------------------------
 
     def settle(self, tag: int, *, ack: bool, requeue: bool = True) -> bool:
-        """Ack or nack one delivery; returns whether it was outstanding."""
+        """Ack or nack one delivery; returns whether the client held it."""
         consumer = self._consumer
-        if consumer is None or not self._client_acks:
+        if consumer is None or tag not in self._lease:
             return False
-        return consumer.ack(tag) if ack else consumer.nack(tag, requeue=requeue)
+        if ack or not requeue:
+            handed = self._lease.take(tag)
+            if handed is not None and handed.key is not None:
+                self._session.services.returns.forget(handed.key)
+            return consumer.ack(tag) if ack else consumer.nack(tag, requeue=False)
+        handed = self._lease.give_back(tag)
+        if handed is not None:
+            self._came_back((handed,))
+        return consumer.nack(tag)
+
+    def settle_one(self, tag: int, *, ack: bool, requeue: bool = True) -> None:
+        """As `settle`; raises NotFound, Returned or Settled when the client does not hold it."""
+        if not self.settle(tag, ack=ack, requeue=requeue):
+            raise self._lease.why_not(tag)
+
+    def alive(self) -> None:
+        """The client gave a sign of life."""
+        if self._asleep:
+            self._asleep = False
+            self._schedule()
 
     # -- from the broker: delivery.DeliverySink -------------------------------------------
 
@@ -170,6 +204,7 @@ class WorkSubscription:
     def reset(self) -> None:
         """The broker connection was lost: what is held will come again."""
         self._forget()
+        self._came_back(self._lease.void())
 
     def gap(self, reason: str) -> None:
         """Messages may be missing; only protocols that ask for queues of their own are told."""
@@ -183,20 +218,27 @@ class WorkSubscription:
         """The consumer is over."""
         self._count(False)
         self._forget()
+        self._came_back(self._lease.void())
         if not self.closed:
             self.closed = True
             self._session.work_cancelled(self, error)
 
     def ack_id(self, tag: int) -> str | None:
         """Return the id by which the client settles a delivery; called as it is written."""
-        return f"{self.number}.{tag}" if self._client_acks else None
+        return f"{self._session.ack_name}.{self.number}.{tag}" if self._client_acks else None
 
     # -- to the client --------------------------------------------------------------------
 
     @property
     def _takes(self) -> bool:
         session = self._session
-        return self._flowing and not (session.paused or session.closed or self.closed)
+        return (
+            self._flowing
+            and not self._asleep
+            # Its client is about to be sent away: what it gets now it could not ack any more.
+            and not session.services.drain.begun
+            and not (session.paused or session.closed or self.closed)
+        )
 
     def _forget(self) -> None:
         self._held.clear()
@@ -207,6 +249,42 @@ class WorkSubscription:
         if counts != self._counts:
             self._counts = counts
             self._budget.users += 1 if counts else -1
+
+    def _came_back(self, handed: Sequence[Handed]) -> None:
+        returns = self._session.services.returns
+        for each in handed:
+            if each.key is not None:
+                returns.came_back(each.key)
+
+    def _lease_ended(self, late: Sequence[tuple[int, Handed]]) -> None:
+        """Give back what the client had for too long, and what waits for it."""
+        consumer = self._consumer
+        if consumer is None or self.closed:
+            return
+        self._asleep = self._paused = True
+        self._came_back([handed for _, handed in late])
+        waiting = [delivery.tag for delivery in self._held]
+        self._forget()
+        consumer.suspend([*(tag for tag, _ in late), *waiting])
+
+    def _hand(self, delivery: Delivery, consumer: Consumer, limit: int) -> bool:
+        """Note that the client gets a delivery; False if it has come back too often for that.
+
+        limit: of redeliveries.
+        """
+        if not limit:
+            self._lease.hand(delivery.tag)
+            return True
+        returns = self._session.services.returns
+        key = returns.key(self._queue, delivery.message)
+        count = returns.count(key, delivery.message)
+        if count > limit:
+            returns.forget(key)
+            returns.report(self._queue, delivery.message, count)
+            consumer.nack(delivery.tag, requeue=False)
+            return False
+        self._lease.hand(delivery.tag, key)
+        return True
 
     def _bound(self) -> None:
         """Pause the consumer when enough is held.
@@ -238,28 +316,24 @@ class WorkSubscription:
         self._notice = b""
         tags: list[int] = []
         size = 0
+        acks = self._client_acks
+        limit = self._session.services.returns.limit(self._queue) if acks else 0
         while self._held and size < WRITE_BYTES:
             delivery = self._held.popleft()
             self._held_bytes -= len(delivery.message.body)
             self._budget.used -= len(delivery.message.body)
+            if acks and not self._hand(delivery, consumer, limit):
+                continue
             data = self._encoding.encode_delivery(delivery.message, self.ack_id(delivery.tag))
             parts.append(data)
             tags.append(delivery.tag)
             size += len(data)
         if parts:
             self._session.write(b"".join(parts))
-        if not self._client_acks:
+        if not acks:
             for tag in tags:
                 consumer.ack(tag)
         if not self._held and self._paused and self._takes:
             self._paused = False
             consumer.resume()
         self._schedule()
-
-
-def parse_ack(text: object) -> tuple[int, int]:
-    """Read an ack id into (subscription number, tag); raises BadRequest."""
-    number, dot, tag = text.partition(".") if isinstance(text, str) else ("", "", "")
-    if not dot or not (number + tag).isascii() or not number.isdigit() or not tag.isdigit():
-        raise BadRequest(f"{str(text)[:64]!r} is not an ack id", "give back a message's `ack`")
-    return int(number[:10]), int(tag[:20])

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -91,6 +91,7 @@ class House:
         return True
 
     def pause(self) -> None: ...
+    def suspend(self, tags: Sequence[int]) -> None: ...
     def resume(self) -> None: ...
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -112,6 +113,11 @@ class FakeConsumer:
 
     def pause(self) -> None:
         self.paused = True
+
+    def suspend(self, tags: Sequence[int]) -> None:
+        self.paused = True
+        for tag in tags:
+            self._settle("requeue", tag)
 
     def resume(self) -> None:
         self.paused = False

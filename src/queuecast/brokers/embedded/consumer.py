@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ...errors import QueuecastError
@@ -112,6 +112,10 @@ class QueueConsumer:
     def pause(self) -> None:
         self._paused = True
         self._queue.shut_to(self)
+
+    def suspend(self, tags: Sequence[int]) -> None:
+        self.pause()
+        self._queue.give_back([self._unacked.pop(tag) for tag in tags if tag in self._unacked])
 
     def resume(self) -> None:
         self._paused = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -264,6 +264,10 @@ class StreamConsumer:
 
     def pause(self) -> None:
         self._paused = True
+
+    def suspend(self, tags: Sequence[int]) -> None:
+        # Nothing goes back to a stream.
+        self.pause()
 
     def resume(self) -> None:
         self._paused = False

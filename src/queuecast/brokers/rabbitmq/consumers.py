@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import pika.exceptions
@@ -26,7 +27,6 @@ from ...errors import (
     Refused,
     Unsupported,
 )
-from ...queuespec import STREAM_OFFSET
 from ..base import ConsumeSpec, Delivery, DeliverySink
 from ..owners import Owners
 from .connection import Channel, Link
@@ -142,8 +142,7 @@ class QueueConsumer:
         # An auto-delete queue goes when its only consumer is cancelled: pausing must not do so.
         self._stays = spec.queue is not None and spec.queue.auto_delete
         self._arguments = spec.arguments
-        is_stream = STREAM_OFFSET in spec.arguments or (spec.queue and spec.queue.is_stream)
-        self._place = StreamPlace(spec.arguments) if is_stream else None
+        self._place = StreamPlace(spec.arguments) if spec.is_stream else None
         self._begun = False
         # The reason of a gap, to be told before what comes next; once, until something comes.
         self._owed: str | None = None
@@ -167,6 +166,7 @@ class QueueConsumer:
         self._tag: str | None = None  # of the consumer at the broker, while there is one
         self._tags = 0
         self._paused = False
+        self._suspended = False  # paused, and nothing is held meanwhile
         self._closed = False
         self._opening = False
         self._switching: asyncio.Task[None] | None = None
@@ -240,7 +240,7 @@ class QueueConsumer:
     def _take(self, delivery: Delivery) -> None:
         size = len(delivery.message.body)
         waits = self._paused or bool(self._held)
-        if self._surplus or (waits and not self._may_hold(size)):
+        if self._surplus or self._suspended or (waits and not self._may_hold(size)):
             self._refuse(delivery.tag)
             return
         if self._place is not None and not self._place.takes(delivery.message):
@@ -352,11 +352,27 @@ class QueueConsumer:
             self._paused = True
             self._switch()
 
+    def suspend(self, tags: Sequence[int]) -> None:
+        """Give these back, and what is held, once the broker has stopped sending.
+
+        The only consumer of an auto-delete queue must stay: there they wait for `resume`.
+        """
+        if self._closed:
+            return
+        self._paused = self._suspended = True
+        back = [*tags, *(delivery.tag for delivery in self._held)]
+        self._unhold()
+        for tag in back:
+            if tag in self._outstanding:
+                self._settled(tag)
+                self._surplus.append(tag - self._base)
+        self._switch()
+
     def resume(self) -> None:
         """Take deliveries again, those held first."""
         if not self._paused or self._closed:
             return
-        self._paused = False
+        self._paused = self._suspended = False
         while self._held and not self._paused:
             delivery = self._held.popleft()
             self._held_bytes -= len(delivery.message.body)
