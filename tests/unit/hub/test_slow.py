@@ -286,3 +286,25 @@ def test_without_a_rule_nothing_is_kept_beside_the_log() -> None:
     rig = HubRig(slow={"b": "conflate"})
     rig.subscribe("a")
     assert rig.reader("a").feed.newest is None
+
+
+def test_one_who_comes_back_from_an_earlier_numbering() -> None:
+    rig = tickers(LogLimits(messages=2))
+    quote(rig, "x=1")
+    feed = rig.reader("a").feed
+    feed.gap("first", [Mark("f", 10)])
+    quote(rig, "y=1", "x=2")
+    feed.gap("second", [Mark("g", 20)])
+    quote(rig, *(f"z={number}" for number in range(9)))
+    rest = ["x=2", "!second", "z=8"]
+    for place, expected in (
+        ("e-1", ["!first", "y=1", *rest]),
+        ("f-10", ["y=1", *rest]),
+        ("f-11", rest),
+        ("f-12", rest[1:]),
+        ("g-20", ["z=8"]),
+    ):
+        outlet = rig.subscribe("a", start=since(place))
+        rig.runtime.settle()
+        assert outlet.bodies() == expected, place
+        assert outlet.subscriptions[0].live
