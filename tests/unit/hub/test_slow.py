@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from queuecast.disconnect import SLOW, for_error
 from queuecast.errors import TooSlow
 from queuecast.hub import newest
 from queuecast.hub.log import LogLimits
 from queuecast.message import Message
-from queuecast.position import Mark, Start
+from queuecast.position import Mark, Position, Start
 from queuecast.retention import SlowPolicy
 from tests.support.fake_history import Kept
 from tests.support.fake_session import FakeOutlet
 
-from .rig import HubRig, numbered, since
+from .rig import HubRig, close_all, numbered, since
 
 
 def tickers(limits: LogLimits | None = None, chunk: int = 64 * 1024) -> HubRig:
@@ -193,6 +195,59 @@ def test_history_is_read_as_it_was_and_then_conflated() -> None:
         rig.runtime.settle()
         assert outlet.bodies() == expected
         assert outlet.subscriptions[0].live
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("quote"), st.sampled_from("xyz")),
+            st.tuples(st.just("pause"), st.just("")),
+            st.tuples(st.just("resume"), st.sampled_from(["", "1", "60", "150"])),
+            st.tuples(st.just("return"), st.just("")),
+        ),
+        max_size=60,
+    ),
+    st.integers(1, 6),
+    st.sampled_from([1, 200, 64 * 1024]),
+)
+def test_whatever_was_left_out_was_replaced(
+    steps: list[tuple[str, str]], log: int, chunk: int
+) -> None:
+    rig = tickers(LogLimits(messages=log), chunk)
+    outlet = rig.subscribe("a")
+    got: list[int] = []  # offsets, over all connections
+    keys: dict[int, str] = {}
+
+    def take() -> None:
+        for item in outlet.items():
+            assert not item.gap
+            mark = Position.parse(item.position)[0]
+            assert item.body == f"{keys[mark.offset]}={mark.offset}"
+            got.append(mark.offset)
+        outlet.writes.clear()
+
+    for what, value in [*steps, ("resume", "")]:
+        if what == "quote":
+            offset = len(keys) + 1
+            keys[offset] = value
+            quote(rig, f"{value}={offset}")
+        elif what == "pause":
+            outlet.pause()
+        elif what == "resume":
+            outlet.resume(int(value) if value else None)
+        else:
+            take()
+            close_all(outlet)
+            outlet = rig.subscribe("a", start=since(f"e-{got[-1] if got else 0}"))
+        rig.runtime.settle()
+    take()
+    assert got == sorted(set(got)), "in order, and once"
+    for offset, key in keys.items():
+        later = [each for each in got if each >= offset and keys[each] == key]
+        assert later, "the newest of each key came"
+        assert offset in got or any(keys[each] == key for each in range(offset + 1, later[-1] + 1))
+    assert outlet.subscriptions[0].live
 
 
 # -- disconnect -------------------------------------------------------------------------------
