@@ -17,6 +17,7 @@ class Kept:
     """Messages in lanes, in the order in which they came; the oldest may be deleted.
 
     epoch: their numbering. deleted: per lane, the last offset that is not there any more.
+    page_messages, overhead: most messages of a page, and what each counts beside its body.
     hold: when set, pages wait for it. error: raised instead of a page.
     """
 
@@ -31,6 +32,7 @@ class Kept:
         self.located: list[Start] = []
         self.time = 0.0
         self.page_messages: int | None = None
+        self.overhead = 400
 
     def marks(self) -> list[Mark]:
         return [Mark(self.epoch, offset) for offset in self.heads]
@@ -109,7 +111,7 @@ class Kept:
                 continue
             if messages and (size >= max_bytes or len(messages) == self.page_messages):
                 break
-            size += len(message.body) + 400
+            size += len(message.body) + self.overhead
             messages.append(message)
             marks[message.lane] = Mark(self.epoch, offset)
         else:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from queuecast.disconnect import SLOW, for_error
 from queuecast.errors import TooSlow
 from queuecast.hub import newest
 from queuecast.hub.log import LogLimits
 from queuecast.message import Message
-from queuecast.position import Mark, Start
+from queuecast.position import Mark, Position, Start
 from queuecast.retention import SlowPolicy
 from tests.support.fake_history import Kept
 from tests.support.fake_session import FakeOutlet
 
-from .rig import HubRig, numbered, since
+from .rig import HubRig, close_all, numbered, since
 
 
 def tickers(limits: LogLimits | None = None, chunk: int = 64 * 1024) -> HubRig:
@@ -195,6 +197,59 @@ def test_history_is_read_as_it_was_and_then_conflated() -> None:
         assert outlet.subscriptions[0].live
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("quote"), st.sampled_from("xyz")),
+            st.tuples(st.just("pause"), st.just("")),
+            st.tuples(st.just("resume"), st.sampled_from(["", "1", "60", "150"])),
+            st.tuples(st.just("return"), st.just("")),
+        ),
+        max_size=60,
+    ),
+    st.integers(1, 6),
+    st.sampled_from([1, 200, 64 * 1024]),
+)
+def test_whatever_was_left_out_was_replaced(
+    steps: list[tuple[str, str]], log: int, chunk: int
+) -> None:
+    rig = tickers(LogLimits(messages=log), chunk)
+    outlet = rig.subscribe("a")
+    got: list[int] = []  # offsets, over all connections
+    keys: dict[int, str] = {}
+
+    def take() -> None:
+        for item in outlet.items():
+            assert not item.gap
+            mark = Position.parse(item.position)[0]
+            assert item.body == f"{keys[mark.offset]}={mark.offset}"
+            got.append(mark.offset)
+        outlet.writes.clear()
+
+    for what, value in [*steps, ("resume", "")]:
+        if what == "quote":
+            offset = len(keys) + 1
+            keys[offset] = value
+            quote(rig, f"{value}={offset}")
+        elif what == "pause":
+            outlet.pause()
+        elif what == "resume":
+            outlet.resume(int(value) if value else None)
+        else:
+            take()
+            close_all(outlet)
+            outlet = rig.subscribe("a", start=since(f"e-{got[-1] if got else 0}"))
+        rig.runtime.settle()
+    take()
+    assert got == sorted(set(got)), "in order, and once"
+    for offset, key in keys.items():
+        later = [each for each in got if each >= offset and keys[each] == key]
+        assert later, "the newest of each key came"
+        assert offset in got or any(keys[each] == key for each in range(offset + 1, later[-1] + 1))
+    assert outlet.subscriptions[0].live
+
+
 # -- disconnect -------------------------------------------------------------------------------
 
 
@@ -286,3 +341,25 @@ def test_without_a_rule_nothing_is_kept_beside_the_log() -> None:
     rig = HubRig(slow={"b": "conflate"})
     rig.subscribe("a")
     assert rig.reader("a").feed.newest is None
+
+
+def test_one_who_comes_back_from_an_earlier_numbering() -> None:
+    rig = tickers(LogLimits(messages=2))
+    quote(rig, "x=1")
+    feed = rig.reader("a").feed
+    feed.gap("first", [Mark("f", 10)])
+    quote(rig, "y=1", "x=2")
+    feed.gap("second", [Mark("g", 20)])
+    quote(rig, *(f"z={number}" for number in range(9)))
+    rest = ["x=2", "!second", "z=8"]
+    for place, expected in (
+        ("e-1", ["!first", "y=1", *rest]),
+        ("f-10", ["y=1", *rest]),
+        ("f-11", rest),
+        ("f-12", rest[1:]),
+        ("g-20", ["z=8"]),
+    ):
+        outlet = rig.subscribe("a", start=since(place))
+        rig.runtime.settle()
+        assert outlet.bodies() == expected, place
+        assert outlet.subscriptions[0].live
