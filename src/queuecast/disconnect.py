@@ -46,6 +46,7 @@ INTERNAL = Disconnect("internal", 4450, 500, "internal error, see the gateway's 
 PUBLISH_FAILED = Disconnect("publish_failed", 4452, 502, "the broker refused a message", True)
 UNAVAILABLE = Disconnect("unavailable", 4453, 503, "broker unavailable", True)
 OUTCOME_UNKNOWN = Disconnect("outcome_unknown", 4454, 504, "publish outcome unknown", True)
+SLOW = Disconnect("slow", 4455, 503, "the client did not keep up", True)
 
 ALL = (
     NORMAL,
@@ -63,6 +64,7 @@ ALL = (
     PUBLISH_FAILED,
     UNAVAILABLE,
     OUTCOME_UNKNOWN,
+    SLOW,
 )
 
 # Most specific first: the first class that fits decides.
@@ -77,6 +79,7 @@ _FOR_ERRORS: tuple[tuple[type[errors.QueuecastError], Disconnect], ...] = (
     (errors.Unsupported, UNSUPPORTED),
     (errors.Unavailable, UNAVAILABLE),
     (errors.OutcomeUnknown, OUTCOME_UNKNOWN),
+    (errors.TooSlow, SLOW),
     (errors.PublishFailed, PUBLISH_FAILED),
 )
 

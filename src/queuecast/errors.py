@@ -12,6 +12,7 @@
     ├── TooLarge             a body, frame or batch over its limit
     ├── LimitExceeded        too many connections, subscriptions, …
     ├── Unsupported          this broker cannot do that
+    ├── TooSlow              the client did not keep up, and `[[slow]]` says to close it
     ├── Unavailable          the broker is away or the gateway is draining; trying again helps
     └── PublishFailed        the broker did not take the message
         ├── Unroutable       … because the queue that was named does not exist
@@ -106,6 +107,13 @@ class Unsupported(QueuecastError):
     """The broker behind the gateway cannot do that."""
 
     code = "unsupported"
+
+
+class TooSlow(QueuecastError):
+    """The client did not keep up with a destination whose slow clients are disconnected."""
+
+    code = "slow"
+    retry = True
 
 
 class Unavailable(QueuecastError):

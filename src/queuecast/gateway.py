@@ -98,6 +98,7 @@ class Gateway:
                 config.log.messages, config.log.bytes, config.log.age, config.log.total
             ),
             linger=config.log.linger,
+            slow=config.slow_rules(),
         )
         aliases = Aliases(config.aliases)
         self.services = Services(

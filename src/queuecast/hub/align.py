@@ -22,42 +22,57 @@ def aligned(position: Position, marks: Sequence[Mark], parts: Sequence[int]) -> 
     """
     if len(position) == len(marks):
         return position
-    theirs = _runs(position)
-    ours = _runs(marks)
-    borders = _borders(parts)
+    shares = _shares(position, marks, parts)
     found: list[Mark] = []
-    for (epoch, seen), (own_epoch, own) in zip(theirs, ours, strict=False):
-        first = len(found)
-        if epoch != own_epoch:
-            # Another numbering, of which no lane says anything here: it is told as a gap.
-            found += [Mark(epoch, 0)] * len(own)
-        elif len(seen) == len(own):
-            found += seen
-        elif any(first < border < first + len(own) for border in borders):
-            break  # several destinations in one numbering: which of them has more lanes?
-        elif len(seen) > len(own):
+    for share, lanes in zip(shares, parts, strict=True):
+        own = marks[len(found) : len(found) + lanes]
+        if len(share) > lanes and share[-1].epoch == own[-1].epoch:
             raise Unavailable(
-                f"the position knows {len(seen)} partitions, this node only {len(own)} yet",
+                f"the position knows {len(share)} partitions, this node only {lanes} yet",
                 "try again in a moment",
             )
-        else:
-            found += [*seen, *(Mark(epoch, 0) for _ in own[len(seen) :])]
-    if len(theirs) != len(ours) or len(found) != len(marks):
+        found += share[:lanes]
+        found += [Mark(epoch, 0) for epoch, _ in own[len(share) :]]
+    return Position(found)
+
+
+def _shares(
+    position: Position, marks: Sequence[Mark], parts: Sequence[int]
+) -> list[Sequence[Mark]]:
+    """Divide a position among the destinations."""
+    several = [index for index, lanes in enumerate(parts) if lanes > 1]
+    if len(parts) == 1:
+        several = [0]
+    if len(several) == 1:
+        # Only this one can have another number of lanes than before.
+        [index] = several
+        end = len(position) - (len(parts) - 1 - index)
+        shares: list[Sequence[Mark]] = [position[each : each + 1] for each in range(index)]
+        shares.append(position[index:end])
+        shares += [position[each : each + 1] for each in range(end, len(position))]
+    else:
+        # A run of one epoch each, as long as no epoch is that of several destinations.
+        shares = [tuple(run) for _, run in groupby(position, key=lambda mark: mark.epoch)]
+    if len(shares) != len(parts) or not all(shares) or _strays(shares, marks, parts):
         raise BadPosition(
             f"the position {str(position)[:64]!r} is of {len(position)} destinations, "
             f"this subscription has {len(marks)}",
             "resume with the same list of destinations",
         )
-    return Position(found)
+    return shares
 
 
-def _runs(marks: Sequence[Mark]) -> list[tuple[str, list[Mark]]]:
-    return [(epoch, list(run)) for epoch, run in groupby(marks, key=lambda mark: mark.epoch)]
-
-
-def _borders(parts: Sequence[int]) -> list[int]:
-    borders, lane = [], 0
+def _strays(shares: Sequence[Sequence[Mark]], marks: Sequence[Mark], parts: Sequence[int]) -> bool:
+    """Tell whether a mark is in one destination's share and of another one's epoch."""
+    epochs, lane = [], 0
     for lanes in parts:
-        borders.append(lane)
+        epochs.append({mark.epoch for mark in marks[lane : lane + lanes]})
         lane += lanes
-    return borders
+    if len(parts) == 1:
+        return len({mark.epoch for mark in shares[0]}) > 1 and parts[0] == 1
+    return any(
+        mark.epoch in other
+        for index, share in enumerate(shares)
+        for mark in share
+        for other in (*epochs[:index], *epochs[index + 1 :])
+    )

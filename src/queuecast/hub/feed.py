@@ -15,12 +15,14 @@ from typing import Protocol
 from ..errors import BadPosition, QueuecastError
 from ..message import Message
 from ..position import MAX_POSITION_TEXT, Mark, Position, Start, Vector, new_epoch
+from ..retention import SlowPolicy
 from .align import aligned
 from .cohort import Cohort
 from .history import Pages
 from .log import Budget, Entry, Gap, Log, LogLimits, Place, Standing, size_of
+from .newest import Newest
 from .page import History, Marks
-from .subscription import Encoding, Outlet, Subscription
+from .subscription import Encoding, Outlet, Subscription, too_slow
 from .ticker import Ticker
 
 logger = logging.getLogger(__name__)
@@ -69,8 +71,9 @@ class Feed:
         budget: Budget,
         node: str,
         wall: Callable[[], float] = time.time,
+        policy: SlowPolicy = "catch-up",
     ) -> None:
-        """now: monotonic seconds. wall: Unix seconds."""
+        """now: monotonic seconds. wall: Unix seconds. policy: for those who do not keep up."""
         self.name = name
         self.ticker = ticker
         self.cohorts: dict[Encoding, Cohort] = {}
@@ -81,6 +84,8 @@ class Feed:
         # Set by who opens the reader, where the broker keeps what was published.
         self.past: History | None = None
         self.history = False
+        self.policy = policy
+        self.newest: Newest | None = None
         # Subscriptions ahead of the feed, which waits for what they know already.
         self.parked: dict[Subscription, None] = {}
         self._now = now
@@ -93,6 +98,7 @@ class Feed:
         self.parts = [Part(name, 0, 1, False, None)]
         self._begun = now()
         self._hinted = False
+        self._conflate()
 
     # -- upstream: brokers.base.FeedSink --------------------------------------------------
 
@@ -118,6 +124,7 @@ class Feed:
             mark = before[entry.lane]
             before[entry.lane] = mark._replace(offset=min(mark.offset, entry.offset - 1))
         self.log.preload(entries, before, start)
+        self._conflate()
         self.log.evict(now)
 
     def begin_with(
@@ -140,6 +147,7 @@ class Feed:
         self._numbering = False
         self.log = Log(head, self._limits, self._budget)
         self.log.preload(entries, start, complete)
+        self._conflate()
         self.log.evict(self._now())
 
     def append(self, messages: Sequence[Message]) -> None:
@@ -151,12 +159,17 @@ class Feed:
             log.append(entry)
             for tap in self.taps:
                 tap.entry(entry)
+        if self.newest is not None:
+            for entry in self.log.latest(len(messages)):
+                self.newest.add(entry)
         self.ticker.stats.appended += len(messages)
         self.ticker.mark(self)
 
     def append_entry(self, entry: Entry) -> None:
         """Append a ready entry (a joint feed's)."""
         self.log.append(entry)
+        if self.newest is not None:
+            self.newest.add(entry)
         self.ticker.mark(self)
 
     def gap(self, reason: str, start: Sequence[Mark] | None = None) -> None:
@@ -166,14 +179,15 @@ class Feed:
         now = self._now()
         for lane, (epoch, offset) in enumerate(marks):
             entry = Entry(lane, offset, None, now, epoch=epoch, reason=reason)
-            self.log.append(entry)
+            self.append_entry(entry)
             for tap in self.taps:
                 tap.entry(entry)
-        self.ticker.mark(self)
 
     def widen(self, marks: Sequence[Mark]) -> None:
         """Add lanes at the end, of the epoch that the last one has; see FeedSink."""
         self.log.widen(marks)
+        if self.newest is not None:
+            self.newest.widen(marks)
         part = self.parts[0]
         part.lanes += len(marks)
         for cohort in self.cohorts.values():
@@ -193,6 +207,14 @@ class Feed:
         for tap in list(self.taps):
             tap.failed(error)
         self.on_failure(error)
+
+    def _conflate(self) -> None:
+        """Keep what is newest beside the log, if that is what the slow get."""
+        if self.policy == "conflate":
+            if self.newest is not None:
+                self.newest.clear()
+            self.newest = Newest(self.log.complete.marks, self._limits, self._budget)
+            self.newest.begin(self.log.entries())
 
     def _entry(self, message: Message, now: float) -> Entry:
         offset = message.offset
@@ -257,9 +279,37 @@ class Feed:
         for subscription in parked:
             subscription.flow()
 
+    @property
+    def bytes(self) -> int:
+        """Bytes held by the log and what is beside it."""
+        return self.log.bytes + (self.newest.bytes if self.newest is not None else 0)
+
+    def halve(self) -> None:
+        """Drop the older half: the node's budget is used up."""
+        self.log.halve()
+        if self.newest is not None:
+            self.newest.halve()
+
+    def sweep(self) -> None:
+        """Once a second: give up what is kept for a moment, look after those who stand still."""
+        for cohort in self.cohorts.values():
+            cohort.forget_chunks()
+        if self.newest is not None:
+            self.newest.forget_chunks()
+        for part in self.parts:
+            if part.pages is not None and part.name == self.name:
+                part.pages.sweep()
+        if self.parked:
+            self.wake_parked()
+        if self.policy == "disconnect":
+            for subscription in [each for each in self.subscribers if each.passed()]:
+                subscription.fail(too_slow(self.name))
+
     def close(self) -> None:
         """Give the log and the pages back; the feed is not used any more."""
         self.log.clear()
+        if self.newest is not None:
+            self.newest.clear()
         for part in self.parts:
             if part.pages is not None and part.name == self.name:
                 part.pages.close()
@@ -290,7 +340,7 @@ class Feed:
             return Place(self.log.next, Vector(self.position()))
         if start.kind == "since":
             assert start.position is not None
-            return self.since(start.position)
+            return self._conflated(start.position) or self.since(start.position)
         place, short = self._search(start)
         if not short or (self.history and start.kind != "time"):
             return place
@@ -301,11 +351,25 @@ class Feed:
 
         Raises BadPosition, and Unavailable when another node knows lanes that this one does not.
         """
-        position = aligned(position, self.log.head.marks, [part.lanes for part in self.parts])
+        position = self._aligned(position)
         vector = Vector(position)
         if self.lagging(vector, trusted) is not None:
-            return Place(self.log.next, vector, history=True)
+            return Place(self.log.next, vector, via="history")
         return self.log.since(position, Vector(self.position()), self._all_new, trusted)
+
+    def _conflated(self, position: Position) -> Place | None:
+        """Find the place of one who comes back to a feed that conflates; None: as elsewhere."""
+        if self.newest is None:
+            return None
+        vector = Vector(self._aligned(position))
+        ahead = Vector(self.position())
+        for lane, mark in enumerate(vector.marks):
+            if self.log.standing(lane, mark, ahead) is Standing.AHEAD:
+                return None
+        return Place(self.log.next, vector, via="newest") if self.newest.covers(vector) else None
+
+    def _aligned(self, position: Position) -> Position:
+        return aligned(position, self.log.head.marks, [part.lanes for part in self.parts])
 
     def lagging(self, vector: Vector, trusted: Collection[int] = ()) -> Part | None:
         """Return a part whose history must be read before the log has what follows a place."""

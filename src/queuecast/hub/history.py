@@ -128,9 +128,15 @@ class Pages:
         self.wake()
 
     def keep(self, sheet: Sheet, key: object, chunk: object, size: int) -> None:
-        """Keep an encoded part for the page's other readers, if there are any and there is room."""
-        if sheet.readers > 1 and sheet in self._sheets and self._budget.take(size):
+        """Keep an encoded part for the page's other readers, if there are any and there is room.
+
+        All parts of a page take no more than a page may.
+        """
+        if sheet.readers < 2 or sheet not in self._sheets:
+            return
+        if sheet.chunk_bytes + size <= SHEET_BYTES and self._budget.take(size):
             sheet.chunks[key] = chunk
+            sheet.chunk_bytes += size
             sheet.size += size
 
     async def locate(self, start: Start) -> Position:

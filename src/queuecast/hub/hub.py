@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ..destination import Destination
 from ..errors import QueuecastError, Unavailable
 from ..position import Start, new_epoch
+from ..retention import SlowPolicy, SlowRule, rule_for
 from ..runtime import Promise, Runtime
 from .feed import Feed
 from .history import Pages
@@ -68,10 +69,12 @@ class Hub:
         most_idle: int = MOST_IDLE,
         chunk_bytes: int | None = None,
         wall: Callable[[], float] = time.time,
+        slow: Sequence[SlowRule] = (),
         trunk: Hub | None = None,
     ) -> None:
         """linger: seconds that a feed outlives its last subscriber. most_idle: feeds that do.
-        wall: the clock that tells Unix seconds. trunk: see `branch`.
+        wall: the clock that tells Unix seconds. slow: what the clients of which destinations get
+        that do not keep up. trunk: see `branch`.
         """
         self._runtime = runtime
         self._open_reader = open_reader
@@ -79,6 +82,7 @@ class Hub:
         self._linger = linger
         self._most_idle = most_idle
         self._wall = wall
+        self._slow = slow
         self._budget: Budget = trunk._budget if trunk is not None else Budget()
         self._pages: PageBudget = trunk._pages if trunk is not None else PageBudget()
         # The letter keeps it apart from brokers' epochs, which are hexadecimal.
@@ -106,6 +110,7 @@ class Hub:
             linger=self._linger,
             most_idle=self._most_idle,
             wall=self._wall,
+            slow=self._slow,
             trunk=self,
         )
         self._branches.append(made)
@@ -167,13 +172,7 @@ class Hub:
         for key, held in self._held.items():
             if not self.ticker.due(held.feed):  # its tick evicts, after the encoding
                 held.feed.log.evict(now)
-            for cohort in held.feed.cohorts.values():
-                cohort.forget_chunks()
-            for part in held.feed.parts:
-                if part.pages is not None:
-                    part.pages.sweep()
-            if held.feed.parked:
-                held.feed.wake_parked()
+            held.feed.sweep()
             if held.state != "open" or held.used:
                 held.idle_since = None
             elif held.idle_since is None:
@@ -190,11 +189,11 @@ class Hub:
         # The node's bound: the largest logs pay, not whoever comes last.
         feeds = (self._trunk or self).feeds
         while feeds and self._budget.used > self._limits.total:
-            largest = max(feeds, key=lambda feed: feed.log.bytes)
-            if largest.log.bytes == 0:
+            largest = max(feeds, key=lambda feed: feed.bytes)
+            if largest.bytes == 0:
                 break
-            logger.warning("logs hold more than limits.total, halving %s", largest.name)
-            largest.log.halve()
+            logger.warning("logs hold more than [log] total, halving %s", largest.name)
+            largest.halve()
         # Closing waits for the broker, so it comes last.
         for key, held in over:
             if held.state == "open" and not held.used:
@@ -249,7 +248,20 @@ class Hub:
             self._budget,
             self._node,
             self._wall,
+            self._policy(key),
         )
+
+    def _policy(self, key: Key) -> SlowPolicy:
+        """Return what the slow get: of several destinations' policies the strictest that holds.
+
+        One that disconnects decides for all, because the connection is one. Conflation holds
+        only where all say so: the others' messages must not be left out.
+        """
+        rules = [rule_for(self._slow, destination) for destination in key]
+        policies = {"catch-up" if rule is None else rule.policy for rule in rules}
+        if "disconnect" in policies:
+            return "disconnect"
+        return "conflate" if policies == {"conflate"} else "catch-up"
 
     async def _open(self, key: Key, held: _Held) -> None:
         held.feed.on_failure = lambda error: self._failed(key, held, error)
@@ -311,7 +323,7 @@ class Hub:
         finally:
             held.state = "closed"
             del self._held[key]
-            held.feed.log.clear()  # of what came while it closed
+            held.feed.close()  # of what came while it closed
             self._wake(held, error)
 
     def _failed(self, key: Key, held: _Held, error: QueuecastError) -> None:

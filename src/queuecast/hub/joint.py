@@ -17,21 +17,25 @@ from .log import Entry
 class _Tap:
     """Reads one member along into a lane (or the first of its lanes) of the joint feed."""
 
-    __slots__ = ("_joint", "_lane")
+    __slots__ = ("_joint", "_lane", "_over")
 
     def __init__(self, joint: Feed, lane: int) -> None:
         self._joint = joint
         self._lane = lane
+        self._over = False
 
     def entry(self, entry: Entry) -> None:
-        self._joint.append_entry(entry.moved(self._lane))
+        if not self._over:
+            self._joint.append_entry(entry.moved(self._lane))
 
     def widened(self) -> None:
         # A lane in the middle: the feed is made anew, and positions of it are made longer.
-        self._joint.fail(Unavailable("a destination has more partitions now", "come again"))
+        self.failed(Unavailable("a destination has more partitions now", "come again"))
 
     def failed(self, error: QueuecastError) -> None:
-        self._joint.fail(error)
+        if not self._over:
+            self._over = True  # until it is taken off, the member goes on
+            self._joint.fail(error)
 
 
 def join(joint: Feed, feeds: list[Feed]) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..message import Message
 from ..position import Mark, Position, Vector
@@ -24,7 +24,8 @@ from ..position import Mark, Position, Vector
 ENTRY_OVERHEAD = 400
 # How much of that does not go onto the wire: framing and position take about 150 bytes.
 NOT_WRITTEN = 250
-# Instead of a seq in Place.skip: the subscription is ahead of the log in this lane.
+# Added to a seq in Place.skip: the subscription is ahead of the log in this lane, and knows of
+# what comes at that seq and later what its vector covers.
 AHEAD = 1 << 62
 
 
@@ -107,15 +108,15 @@ class Place(NamedTuple):
     """Where a subscription starts: the next entry's seq and the position before it.
 
     gap: to be told first. skip: per lane, the seq before which that lane's entries are already
-    known to the subscriber, or AHEAD: then those that the vector covers are. history: what
-    follows the vector must be read from the broker's history first; seq means nothing yet.
+    known to the subscriber, perhaps plus AHEAD. via: from where what follows the vector is read
+    first; seq means nothing unless it is the log.
     """
 
     seq: int
     vector: Vector
     gap: Gap | None = None
     skip: dict[int, int] | None = None
-    history: bool = False
+    via: Literal["log", "history", "newest"] = "log"
 
 
 class Standing(Enum):
@@ -199,6 +200,10 @@ class Log:
         for mark in marks:
             for vector in (self.start, self.complete, self.head):
                 vector.marks.append(mark)
+
+    def latest(self, count: int) -> list[Entry]:
+        """Return the last `count` entries."""
+        return self._entries[len(self._entries) - count :]
 
     def entries(self) -> list[Entry]:
         """Return everything that is there, oldest first."""
@@ -352,7 +357,7 @@ class Log:
         mark = position[0]
         standing = self.standing(0, mark, ahead)
         if standing is Standing.AHEAD and 0 in trusted:
-            return Place(self.next, Vector(position), None, {0: AHEAD})
+            return Place(self.next, Vector(position), None, {0: AHEAD + self.next})
         if standing in (Standing.AHEAD, Standing.UNKNOWN):
             place = self.oldest() if all_new(mark) else Place(self.next, ahead)
             return place._replace(gap=Gap("epoch", str(position), str(place.vector)))
@@ -394,7 +399,7 @@ class Log:
         unknown = set()
         for lane, how in enumerate(standings):
             if how is Standing.AHEAD and lane in trusted:
-                skip[lane] = AHEAD
+                skip[lane] = AHEAD + self.next
             elif how in (Standing.AHEAD, Standing.UNKNOWN):
                 skip[lane] = self.base if all_new(position[lane]) else self.next
                 unknown.add(lane)

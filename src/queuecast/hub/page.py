@@ -8,7 +8,7 @@ from typing import Protocol
 from ..errors import QueuecastError
 from ..message import Message
 from ..position import Mark, Start, Vector
-from .log import Entry, size_of
+from .log import NOT_WRITTEN, Entry, size_of
 
 # Bytes of bodies asked for at a time, and what a page may take in memory: of many small messages
 # the rest is cut off, and asked for again.
@@ -68,9 +68,23 @@ class Holder(Protocol):
 
 
 class Sheet:
-    """A page as the log would have it; `chunks` are encoded parts that its readers share."""
+    """A page as the log would have it; `chunks` are encoded parts that its readers share.
 
-    __slots__ = ("after", "asked", "chunks", "entries", "gap", "readers", "size", "start")
+    size: bytes in memory; chunk_bytes: those of the chunks among them.
+    """
+
+    __slots__ = (
+        "_borders",
+        "after",
+        "asked",
+        "chunk_bytes",
+        "chunks",
+        "entries",
+        "gap",
+        "readers",
+        "size",
+        "start",
+    )
 
     def __init__(self, asked: Marks, page: PageLike, now: float) -> None:
         self.asked = asked
@@ -81,6 +95,8 @@ class Sheet:
         self.size = 0
         self.readers = 0
         self.chunks: dict[object, object] = {}
+        self.chunk_bytes = 0
+        self._borders: list[int] = []
         for message in page.messages:
             size = size_of(message)
             if self.entries and self.size + size > SHEET_BYTES:
@@ -94,6 +110,18 @@ class Sheet:
         for entry in self.entries:
             reached.advance(entry.lane, entry.offset)
         self.after = tuple(reached.marks)
+
+    def borders(self, max_bytes: int) -> list[int]:
+        """Return the indices at which writes end, whoever reads: so that they can be shared."""
+        if not self._borders:
+            size = 0
+            for index, entry in enumerate(self.entries):
+                size += entry.size - NOT_WRITTEN
+                if size > max_bytes:
+                    self._borders.append(index)
+                    size = entry.size - NOT_WRITTEN
+            self._borders.append(len(self.entries))
+        return self._borders
 
     def serves(self, place: Marks) -> bool:
         """Tell whether a place can be read on from here."""

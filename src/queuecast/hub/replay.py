@@ -8,11 +8,12 @@ after the other; each keeps its order, and among several there is none.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import QueuecastError
 from ..position import Vector
-from .log import NOT_WRITTEN, Entry, Gap
+from .log import Gap
 from .page import Marks, Sheet
 
 if TYPE_CHECKING:
@@ -136,31 +137,30 @@ class Replay:
         part = self._part
         assert part is not None
         assert part.pages is not None
-        if self._index == len(sheet.entries):
-            return None
         cohort, vector = subscription.cohort, subscription.vector
-        key = (cohort, self._index, tuple(vector.marks))
+        entries, marks = sheet.entries, part.of(vector)
+        index = self._index
+        while index < len(entries) and entries[index].offset <= marks[entries[index].lane].offset:
+            index += 1  # who came from behind the page's beginning has these
+        if index == len(entries):
+            return None
+        borders = sheet.borders(subscription.feed.ticker.chunk_bytes)
+        key = (cohort, index, tuple(vector.marks))
         kept = sheet.chunks.get(key)
         if isinstance(kept, _Chunk):
             return kept
-        entries: list[Entry] = []
-        ends: list[int] = []
-        size = 0
-        for index in range(self._index, len(sheet.entries)):
-            entry = sheet.entries[index]
-            lane = part.first + entry.lane
-            if entry.offset <= vector.marks[lane].offset:
-                continue
-            size += entry.size - NOT_WRITTEN
-            if entries and size > subscription.feed.ticker.chunk_bytes:
-                break
-            entries.append(entry.moved(part.first) if part.first else entry)
-            ends.append(index + 1)
-        if not entries:
-            return None
-        count, after, data = cohort.encode(entries, vector)
-        chunk = _Chunk(ends[count - 1], after, data)
-        part.pages.keep(sheet, key, chunk, len(data))
+        wanted = [
+            each
+            for each in range(index, borders[bisect_right(borders, index)])
+            if entries[each].offset > marks[entries[each].lane].offset
+        ]
+        count, after, data = cohort.encode(
+            [entries[each].moved(part.first) if part.first else entries[each] for each in wanted],
+            vector,
+        )
+        chunk = _Chunk(wanted[count - 1] + 1, after, data)
+        if index == 0 or index in borders:
+            part.pages.keep(sheet, key, chunk, len(data))
         return chunk
 
     def _finish(self, sheet: Sheet) -> None:

@@ -14,12 +14,13 @@ A client that is slow, one that resumes and one that asks for a replay are all "
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import QueuecastError
+from ..errors import QueuecastError, TooSlow
 from ..position import Mark, Position, Vector
 from .log import AHEAD, Entry, Gap, Log, Place
+from .newest import Conflation
 from .replay import Replay
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ class Subscription:
         self.vector = place.vector
         self.gap = place.gap
         self.skip = place.skip
-        self.replay: Replay | None = Replay(self) if place.history else None
+        self.replay: Replay | Conflation | None = None
+        if place.via == "history":
+            self.replay = Replay(self)
+        elif place.via == "newest":
+            self.replay = Conflation(self)
 
     def position(self) -> Position:
         """Return the place up to which the client has, or is about to get, everything."""
@@ -110,6 +115,11 @@ class Subscription:
             self.cohort.part(self)
         elif self.replay is not None:
             self.replay.stop()
+            return
+        newest = self.feed.newest
+        if newest is not None and self._keeps_order and newest.covers(self.vector):
+            self.skip = None
+            self.replay = Conflation(self)
 
     def close(self) -> None:
         """End the subscription; harmless when it is over already."""
@@ -136,7 +146,10 @@ class Subscription:
         Called once a tick while it is behind and its connection takes bytes.
         """
         log = self.feed.log
-        if self.replay is None and self.cursor < log.base:
+        if self.passed():
+            if self.feed.policy == "disconnect":
+                self.fail(too_slow(self.feed.name))
+                return None
             self._fall_out(log)
         if self.gap is not None:
             gap, self.gap = self.gap, None
@@ -148,7 +161,7 @@ class Subscription:
         if self.skip is not None:
             if self.cursor < min(log.next, max(self.skip.values())):
                 return self._step_skipping(self.skip)
-            if AHEAD in self.skip.values() and not self.feed.covers(self.vector):
+            if max(self.skip.values()) >= AHEAD and not self.feed.covers(self.vector):
                 self.feed.parked[self] = None
                 return None
             self.skip = None
@@ -161,7 +174,16 @@ class Subscription:
         self.vector = chunk.after
         return chunk.data
 
-    def reached(self, trusted: set[int]) -> None:
+    @property
+    def _keeps_order(self) -> bool:
+        """Whether its vector alone says what it has."""
+        return self.gap is None and (self.skip is None or max(self.skip.values()) < AHEAD)
+
+    def passed(self) -> bool:
+        """Tell whether the log has gone past one who reads from it."""
+        return not self.live and self.replay is None and self.cursor < self.feed.log.base
+
+    def reached(self, trusted: Collection[int]) -> None:
         """Go on from the log, which has what follows; trusted as in Log.since."""
         self._stand(self.feed.since(self.vector.position(), trusted))
 
@@ -189,7 +211,7 @@ class Subscription:
         for lane, mark in enumerate(self.vector.marks):
             start = vector.marks[lane]
             ahead = mark.epoch == start.epoch and mark.offset >= start.offset
-            if ahead or AHEAD > skip.get(lane, 0) > log.base:
+            if ahead or skip.get(lane, 0) % AHEAD > log.base:
                 vector.marks[lane] = mark
         if self.gap is not None or vector.marks != self.vector.marks:
             reason, last, _ = self.gap or Gap("evicted", str(self.vector), "")
@@ -203,7 +225,8 @@ class Subscription:
         wanted = [
             (seq, entry)
             for seq, entry in enumerate(entries, start)
-            if (seq >= skip[entry.lane] if skip[entry.lane] != AHEAD else not self._knows(entry))
+            if seq >= skip[entry.lane] % AHEAD
+            and not (skip[entry.lane] >= AHEAD and self._knows(entry))
         ]
         if not wanted:
             return b""
@@ -216,3 +239,8 @@ class Subscription:
         """Tell whether the vector covers an entry of a lane in which it is ahead of the log."""
         mark = self.vector.marks[entry.lane]
         return entry.epoch in (None, mark.epoch) and entry.offset <= mark.offset
+
+
+def too_slow(name: str) -> TooSlow:
+    """Return what a client is told that `disconnect` says to close."""
+    return TooSlow(f"the client did not keep up with {name}", "come again with the last position")

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from queuecast.destination import Destination
 from queuecast.errors import QueuecastError
 from queuecast.hub.feed import Feed
-from queuecast.hub.hub import CloseReader, Hub
+from queuecast.hub.hub import CloseReader, Hub, _Held
 from queuecast.hub.log import Budget, LogLimits
 from queuecast.hub.subscription import Encoding, Subscription
 from queuecast.hub.ticker import Stats, Ticker
 from queuecast.message import Message
 from queuecast.position import LIVE, Mark, Position, Start
+from queuecast.retention import SlowPolicy, SlowRule
 from tests.support.fake_history import Kept
 from tests.support.fake_runtime import FakePromise, FakeRuntime, Task
 from tests.support.fake_session import FakeOutlet, Lines
@@ -31,6 +32,12 @@ def since(position: Position | str) -> Start:
 def numbered(first: int, last: int) -> list[str]:
     """The bodies m<first> … m<last>."""
     return [f"m{number}" for number in range(first, last + 1)]
+
+
+def close_all(*outlets: FakeOutlet) -> None:
+    for outlet in outlets:
+        for subscription in outlet.subscriptions:
+            subscription.close()
 
 
 class FeedRig:
@@ -118,8 +125,9 @@ class HubRig:
         starts: Mapping[str, Sequence[Mark]] | None = None,
         history: bool = False,
         kept: Mapping[str, Kept] | None = None,
+        slow: Mapping[str, SlowPolicy] | None = None,
     ) -> None:
-        """kept: what the broker keeps, by the destination's name."""
+        """kept: what the broker keeps, slow: the policies, by the destination's name."""
         self.runtime = FakeRuntime()
         self.hub = Hub(
             self.runtime,
@@ -129,6 +137,10 @@ class HubRig:
             most_idle=most_idle,
             chunk_bytes=chunk_bytes,
             wall=lambda: self.runtime.time + EPOCH,
+            slow=[
+                SlowRule(Destination.parse(f"/topic/{name}"), policy)
+                for name, policy in (slow or {}).items()
+            ],
         )
         self.kept = kept or {}
         self.readers: list[Reader] = []
@@ -153,6 +165,10 @@ class HubRig:
         if self.open_error is not None:
             raise self.open_error
         return reader.close
+
+    def held(self) -> list[_Held]:
+        """The feeds with their lives."""
+        return list(self.hub._held.values())
 
     def reader(self, name: str) -> Reader:
         """The newest reader of /topic/<name>."""

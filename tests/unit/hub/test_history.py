@@ -456,3 +456,28 @@ def test_equal_encodings_share_history_too() -> None:
     rig.runtime.settle()
     assert rig.hub.stats.encodes == encodes + 6, "three chunks, twice"
     assert all(outlet.bodies("xy"[n % 2]) == numbered(1, 30) for n, outlet in enumerate(outlets))
+
+
+def test_those_who_come_from_everywhere_share_what_they_read_together() -> None:
+    rig = rig_with(100, page=None)
+    kept = rig.kept["a"]
+    kept.hold = FakePromise()
+    outlets = [rig.subscribe("a", start=since(f"kept-{n % 50}")) for n in range(500)]
+    encodes = rig.hub.stats.encodes
+    kept.hold.set_result(None)
+    rig.runtime.settle()
+    for number, outlet in enumerate(outlets):
+        assert outlet.bodies() == numbered(number % 50 + 1, 100)
+    assert rig.hub.stats.encodes - encodes <= 500 + 20, "one of its own each, then all the same"
+
+
+def test_the_pass_goes_on_before_it_begins_again() -> None:
+    """Else those who ask for the beginning, one after the other, would starve all others."""
+    rig = rig_with(300, page=20)
+    kept = rig.kept["a"]
+    kept.hold = FakePromise()
+    outlets = [rig.subscribe("a", start=since(f"kept-{place}")) for place in (100, 0, 200)]
+    kept.hold.set_result(None)
+    rig.runtime.settle()
+    assert [mark.offset for [mark] in kept.asked][:3] == [100, 200, 0]
+    assert [len(outlet.bodies()) for outlet in outlets] == [200, 300, 100]

@@ -136,9 +136,13 @@ def marks(text: str) -> Position:
         ("k-5", "k-9.9.9", [3], "k-5.0.0"),
         ("k-5.6,b-1", "k-9.9.9,b-7", [3, 1], "k-5.6.0,b-1"),
         ("b-1,k-5.6", "b-7,k-9.9.9", [1, 3], "b-1,k-5.6.0"),
-        ("old-5.6", "k-9.9.9", [3], "old-0.0.0"),
-        ("old-5.6.7.8", "k-9.9.9", [3], "old-0.0.0"),
-        ("k-5.6,old-3", "k-9.9.9,b-7", [3, 1], "k-5.6.0,old-0"),
+        ("old-5.6", "k-9.9.9", [3], "old-5.6,k-0"),
+        ("old-5,k-6", "k-9.9.9", [3], "old-5,k-6.0"),
+        ("old-5.6.7.8", "k-9.9.9", [3], "old-5.6.7"),
+        ("old-5.6", "k-9", [1], "old-5"),
+        ("k-5.6,old-3", "k-9.9.9,b-7", [3, 1], "k-5.6.0,old-3"),
+        ("old-5,k-6,b-3", "k-9.9.9,b-7", [3, 1], "old-5,k-6.0,b-3"),
+        ("k-5,m-3.4", "k-9.9,m-7.7", [2, 2], "k-5.0,m-3.4"),
     ],
 )
 def test_a_position_grows_into_the_lanes(
@@ -153,6 +157,8 @@ def test_a_position_grows_into_the_lanes(
         ("k-5", "k-9.9", [1, 1]),  # one of two destinations of one numbering
         ("k-5.6.7", "k-9.9", [1, 1]),
         ("k-5,b-1", "k-9", [1]),
+        ("a-5,b-1", "k-9", [1]),
+        ("k-5,x-1,m-3.4", "k-9.9.9,m-7.7", [3, 2]),
         ("k-5", "k-9,b-1", [1, 1]),
         ("k-5.6", "k-9.9.9", [2, 1]),
     ],
@@ -165,3 +171,15 @@ def test_a_position_of_other_destinations(position: str, feed: str, parts: list[
 def test_a_position_from_a_node_that_knows_more_lanes() -> None:
     with pytest.raises(Unavailable, match="3 partitions"):
         aligned(marks("k-5.6.7"), [Mark("k", 9), Mark("k", 9)], [2])
+
+
+def test_a_member_goes_on_while_its_joint_feed_is_made_anew() -> None:
+    rig = HubRig(kept={"a": Kept("k", lanes=2), "b": Kept("b")})
+    rig.subscribe("a", "b")
+    single = rig.subscribe("a")
+    widen(rig)
+    widen(rig)
+    rig.publish("a", "2.1", lane=2)
+    rig.publish("a", "3.1", lane=3)
+    rig.runtime.settle()
+    assert single.bodies() == ["2.1", "3.1"]
