@@ -20,6 +20,7 @@ from .bridge import Bridge
 from .brokers.base import Broker
 from .brokers.factory import (
     HistoryLimits,
+    Keeping,
     default_virtual_host,
     login_broker,
     make_broker,
@@ -62,6 +63,7 @@ class Gateway:
             history=HistoryLimits(
                 config.history.messages, config.history.age, config.history.bytes
             ),
+            keeping=Keeping(config.broker.data, config.broker.synchronous, config.retain_rules()),
         )
         self.url = ""
         self.stomp_url = ""

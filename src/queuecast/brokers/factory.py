@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from ..errors import ConfigError
+from ..retention import RetainRule
 from .base import Broker
 
 if TYPE_CHECKING:
+    from .embedded.keeper import Keeper
     from .rabbitmq.broker import RabbitBroker
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What the embedded broker keeps: rules, and where; without a directory in memory.
+
+    synchronous: "full" or "normal", see settings.py.
+    """
+
+    directory: str = ""
+    synchronous: str = "full"
+    rules: Sequence[RetainRule] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +39,13 @@ class HistoryLimits:
     bytes: int = 64 << 20
 
 
-def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = None) -> Broker:
+def make_broker(
+    url: str,
+    *,
+    cafile: str = "",
+    history: HistoryLimits | None = None,
+    keeping: Keeping | None = None,
+) -> Broker:
     """Return the broker of a URL, not yet started.
 
     Raises ConfigError for an unknown scheme, a malformed URL, or a client library that is not
@@ -35,7 +57,10 @@ def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = N
         from .embedded.broker import EmbeddedBroker
 
         limits = history or HistoryLimits()
+        keeping = keeping or Keeping()
         return EmbeddedBroker(
+            keeper=_keeper(keeping) if keeping.directory else None,
+            retain=keeping.rules,
             history_messages=limits.messages,
             history_age=limits.age,
             history_bytes=limits.bytes,
@@ -51,6 +76,15 @@ def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = N
     raise ConfigError(
         f"broker.url has the unknown scheme {scheme!r}", "use embedded:, amqp:// or amqps://"
     )
+
+
+def _keeper(keeping: Keeping) -> Keeper:
+    # Only now: a gateway in memory needs no SQLite.
+    from .embedded.keeper import Keeper
+    from .embedded.store import Store
+
+    directory = Path(keeping.directory)
+    return Keeper(Store(directory, synchronous=keeping.synchronous, rules=keeping.rules))
 
 
 def login_broker(

@@ -1,8 +1,9 @@
-"""The embedded broker: AMQP's exchanges and queues within the process, in memory.
+"""The embedded broker: AMQP's exchanges and queues within the process.
 
 Everything happens on the event loop, and a publish is done when it returns: matching, feeds'
 sinks, queues and history. Offsets are one sequence for the whole broker, so a feed's position
-is the broker's last offset, whatever the feed itself has seen.
+is the broker's last offset, whatever the feed itself has seen. With a store what has to last
+goes through it first (keeper.py).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...destination import Destination, Kind
 from ...errors import (
+    BadRequest,
     NotFound,
     PublishFailed,
     Refused,
@@ -24,8 +27,8 @@ from ...errors import (
     Unsupported,
 )
 from ...message import NO_PROPERTIES, Message, Properties
-from ...pattern import is_pattern
 from ...position import Mark, new_epoch
+from ...retention import RetainRule, rule_for
 from ..base import (
     DEFAULT_PREFETCH,
     TOPIC_EXCHANGE,
@@ -34,7 +37,6 @@ from ..base import (
     FeedSink,
     QueueSpec,
 )
-from ..matching import Index, new_index
 from . import death, history
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
@@ -44,8 +46,12 @@ from .feed import Feed
 from .history import History
 from .memory import Memory, weight
 from .queue import Queue
+from .retained import MemoryLog, RetainedFeed, Rules, new_filter
 from .topology import Target, Topology, hint_exchange, hint_queue
 from .turn import Turn
+
+if TYPE_CHECKING:
+    from .keeper import Keeper
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +64,14 @@ _PUBLISHES_A_TURN = 64
 
 
 class _Routed(NamedTuple):
-    """What became of a message: targets that took it, and the name of a queue that refused."""
+    """What became of a message: targets that took it, and the name of a queue that refused.
+
+    done: when it is on disk and handed on; None when that is so already.
+    """
 
     taken: int
     refused: str | None
+    done: asyncio.Future[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +96,27 @@ class Counts:
 
 
 class EmbeddedBroker:
-    """A broker in this process, gone when it ends; implements base.Broker.
+    """A broker in this process; implements base.Broker. Without a keeper it is gone with it.
 
+    retain: what is kept whether or not anyone is subscribed; the keeper's store has equal rules.
     max_bytes: for the messages of all queues; a publish beyond it is PublishFailed.
     history_messages (per routing key), history_age (seconds), history_bytes (in all): what a
     feed finds when it opens late.
     """
 
-    name = "embedded (memory)"
-
     def __init__(
         self,
         clock: Clock | None = None,
         *,
+        keeper: Keeper | None = None,
+        retain: Sequence[RetainRule] = (),
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_queues: int = DEFAULT_MAX_QUEUES,
         history_messages: int = history.DEFAULT_MESSAGES,
         history_age: float = history.DEFAULT_AGE,
         history_bytes: int = history.DEFAULT_BYTES,
     ) -> None:
+        self.name = f"embedded ({'memory' if keeper is None else keeper.directory})"
         self.epoch = new_epoch()
         self._clock: Clock = LoopClock() if clock is None else clock
         self._turn = Turn(self._clock)
@@ -116,6 +128,12 @@ class EmbeddedBroker:
             max_bytes=history_bytes,
         )
         self._topology = Topology(self._make_queue, max_queues, self._on_exchange_gone)
+        self._rules = Rules(retain)
+        self._retain = retain
+        self._retained: Sequence[MemoryLog] = (
+            [MemoryLog(rule, time.time) for rule in retain] if keeper is None else ()
+        )
+        self._keeper = keeper
         self._feeds: dict[Feed, None] = {}
         self._offset = 0  # given to a message
         self._handed = 0  # … which then all feeds have
@@ -127,20 +145,35 @@ class EmbeddedBroker:
     async def start(self) -> None:
         if self._status == "closed":
             raise Unavailable("the embedded broker is closed")
-        self._status = "in memory"
+        if self._keeper is None:
+            self._status = "in memory"
+        elif not self.ready:
+            found = await self._keeper.open(self._topology, self._turn, self._memory)
+            self.epoch = found.epoch
+            # What was only in memory is gone: whoever was not at the very end has a gap.
+            self._offset = self._handed = self._history.floor = found.offset
+            self._status = f"on disk in {self._keeper.directory}"
 
     async def close(self) -> None:
+        was_open = self.ready
         self._status = "closed"
+        if was_open:
+            with suppress(Unavailable):  # each publisher hears of its own
+                await self._settled()
         for feed in list(self._feeds):
             await feed.close()
+        if self._keeper is not None and was_open:
+            await self._keeper.close(self._topology, self._offset)
         self._topology.close(Unavailable("the embedded broker is closed"))
 
     @property
     def ready(self) -> bool:
-        return self._status == "in memory"
+        return self._status not in ("not started", "closed")
 
     @property
     def status(self) -> str:
+        if self.ready and self._keeper is not None and self._keeper.error is not None:
+            return str(self._keeper.error)
         return self._status
 
     def counts(self) -> Counts:
@@ -167,16 +200,23 @@ class EmbeddedBroker:
             self._topology.declare_exchange(exchange_spec)
         for queue_spec in queues:
             self._topology.declare_queue(queue_spec)
+        await self._settled()
 
     async def delete_exchange(self, name: str) -> None:
         """Delete an exchange: its feeds fail, its queues stay. Raises NotFound, Refused."""
         self._check_ready()
         self._topology.delete_exchange(name)
+        await self._settled()
 
     async def delete_queue(self, name: str) -> None:
         """Delete a queue with all that is in it; its consumers are cancelled. Raises NotFound."""
         self._check_ready()
         self._topology.drop_queue(name, NotFound(f"queue {name!r} was deleted"))
+        await self._settled()
+
+    async def _settled(self) -> None:
+        if self._keeper is not None:
+            await self._keeper.settled()
 
     def _make_queue(self, spec: QueueSpec) -> Queue:
         return Queue(
@@ -186,6 +226,7 @@ class EmbeddedBroker:
             memory=self._memory,
             on_death=self._on_death,
             on_unused=self._on_unused,
+            clearance=None if self._keeper is None else self._keeper.clearance(),
         )
 
     def _on_unused(self, unused: Queue) -> None:
@@ -218,8 +259,12 @@ class EmbeddedBroker:
         if mandatory is None:
             mandatory = destination.names_queue
         if mandatory and not routed.taken and routed.refused is None:
+            if routed.done is not None:
+                routed.done.cancel()
             hint = hint_queue(key) if destination.names_queue else ""
             raise Unroutable(f"no queue takes what is published to {destination}", hint)
+        if routed.done is not None:
+            await routed.done
         if routed.refused is not None:
             raise PublishFailed(f"queue {routed.refused!r} is full and refuses (x-overflow)")
         self._publishes += 1
@@ -239,7 +284,10 @@ class EmbeddedBroker:
     def _route(
         self, target: Exchange[Target], message: Message, *, is_dead: bool = False
     ) -> _Routed:
-        """Give a message to all that match; raises PublishFailed when memory is full."""
+        """Give a message to all that match; raises PublishFailed when memory is full, BadRequest.
+
+        With a store it may be on its way when this returns.
+        """
         targets, passed = self._match(target, message)
         if is_dead and targets:
             deaths = death.deaths_of(message)
@@ -249,25 +297,61 @@ class EmbeddedBroker:
                 if isinstance(found, Feed) or not death.is_cycle(found.name, deaths)
             ]
         size = weight(message)
-        queues = sum(1 for found in targets if isinstance(found, Queue))
-        if queues and not self._memory.has_room(queues * size):
+        queues = [found for found in targets if not isinstance(found, Feed)]
+        if queues and not self._memory.has_room(len(queues) * size):
             raise PublishFailed(
                 f"the embedded broker's queues hold {self._memory.used} bytes of at most "
                 f"{self._memory.limit}",
                 "consume what is in the queues, or limit them with x-max-length or x-message-ttl",
             )
+        if self._keeper is not None:
+            self._keeper.check(message, self._offset + 1)
+        refusing = [queue for queue in queues if queue.refuses(message)]
+        taking = [queue for queue in queues if queue not in refusing] if refusing else queues
+        refused = refusing[-1].name if refusing else None
         self._offset += 1
         message.offset = self._offset
+        if self._keeper is None:
+            feeds = [found for found in targets if isinstance(found, Feed)]
+            for queue in taking:
+                queue.put(message, size)
+            self._hand(message, passed, feeds)
+            return _Routed(len(targets), refused)
+
+        def hand() -> None:
+            # Feeds may have come and gone since; queues may only have gone.
+            if target.name and self._topology.exchanges.get(target.name) is not target:
+                self._hand(message, (), ())
+                return
+            now, by = self._match(target, message)
+            self._hand(message, by, [found for found in now if isinstance(found, Feed)])
+
+        done = self._keeper.take(
+            message, size, taking, self._rules_keeping(passed, message), hand, is_letter=is_dead
+        )
+        return _Routed(len(targets), refused, done)
+
+    def _hand(self, message: Message, passed: Sequence[str], feeds: Sequence[Feed]) -> None:
+        """Give a message to history and feeds."""
         for name in passed:
             self._history.add(name, message)
-        refused: str | None = None
-        for found in targets:
-            if isinstance(found, Feed):
-                found.append(message)
-            elif not found.put(message, size):
-                refused = found.name
-        self._handed = self._offset
-        return _Routed(len(targets), refused)
+        if self._retained:
+            for rule in self._rules_keeping(passed, message):
+                self._retained[rule].add(message)
+        for feed in feeds:
+            feed.append(message)
+        self._handed = message.offset or 0
+
+    def _rules_keeping(self, passed: Sequence[str], message: Message) -> Sequence[int]:
+        if not self._rules:
+            return ()
+        return [
+            rule
+            for name in passed
+            for rule in self._rules.keeping(
+                name, self._topology.exchanges[name].spec.type, message.routing_key
+            )
+        ]
 
     def _match(
         self, target: Exchange[Target], message: Message
@@ -290,9 +374,10 @@ class EmbeddedBroker:
                 return self._match(following, message)[0], passed
             target = following
 
-    def _on_death(self, dead: Queue, message: Message, reason: str) -> None:
+    def _on_death(self, dead: Queue, message: Message, reason: str, kept: int) -> None:
         name = dead.arguments.dead_letter_exchange
         if name is None:
+            self._forget(kept)
             return
         letter = death.bury(
             message,
@@ -302,7 +387,17 @@ class EmbeddedBroker:
             routing_key=dead.arguments.dead_letter_key,
             time=int(time.time()),
         )
-        self._turn.do(lambda: self._route_dead(dead.name, letter))
+
+        def bury() -> None:
+            # Both in one batch of the store: a kill neither loses the letter nor doubles it.
+            self._route_dead(dead.name, letter)
+            self._forget(kept)
+
+        self._turn.do(bury)
+
+    def _forget(self, kept: int) -> None:
+        if self._keeper is not None:
+            self._keeper.drop(kept)
 
     def _route_dead(self, from_queue: str, letter: Message) -> None:
         target = self._topology.exchanges.get(letter.exchange)
@@ -313,7 +408,7 @@ class EmbeddedBroker:
             return
         try:
             routed = self._route(target, letter, is_dead=True)
-        except PublishFailed as error:
+        except (PublishFailed, BadRequest, Unavailable) as error:
             logger.warning("dead letter of queue %r dropped: %s", from_queue, error)
             return
         if routed.refused is not None:
@@ -331,7 +426,7 @@ class EmbeddedBroker:
         source = self._topology.exchange(name)
         if name == "":
             raise Refused("no feed on the default exchange")
-        feed = Feed(name, key, sink, lambda: self._handed, self._on_feed_closed)
+        feed = self._make_feed(destination, source, key, sink)
 
         def join() -> None:
             watermark, backlog = self._backlog(source, key)
@@ -343,15 +438,27 @@ class EmbeddedBroker:
         self._turn.first(join)
         return feed
 
-    def _backlog(self, source: Exchange[Target], key: str) -> tuple[int, list[Message]]:
-        kind = source.spec.type
-        literal = kind == "direct" or (kind == "topic" and not is_pattern(key))
-        # The same index that routes, with this one binding in it, asks key by key.
-        index: Index[bool] = new_index(kind)
-        index.add(key, True)
-        return self._history.read(
-            source.name, key if literal else None, lambda name: bool(index.match(name))
+    def _make_feed(
+        self, destination: Destination, source: Exchange[Target], key: str, sink: FeedSink
+    ) -> Feed:
+        rule = rule_for(self._retain, destination)
+        if rule is None:
+            return Feed(source.name, key, sink, lambda: self._handed, self._on_feed_closed)
+        number = self._retain.index(rule)
+        return RetainedFeed(
+            source.name,
+            key,
+            sink,
+            lambda: self._handed,
+            self._on_feed_closed,
+            epoch=self.epoch,
+            log=self._retained[number] if self._keeper is None else self._keeper.log(number),
+            only=new_filter(source.spec.type, key),
         )
+
+    def _backlog(self, source: Exchange[Target], key: str) -> tuple[int, list[Message]]:
+        only = new_filter(source.spec.type, key)
+        return self._history.read(source.name, only.key, only.matches)
 
     def _on_feed_closed(self, feed: Feed) -> None:
         self._feeds.pop(feed, None)

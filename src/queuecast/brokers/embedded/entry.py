@@ -13,10 +13,23 @@ class Entry:
     """A message with its place in the queue.
 
     number: the place, given once and kept over every redelivery. expires: when it expires, on
-    the broker's clock. weight: what the memory budget counts for it.
+    the broker's clock. weight: what the memory budget counts for it. returns: how often it came
+    back from a consumer. kept: its id in the store, 0 for none. cleared: whether it may be
+    delivered; a kept one only when the store knows of it, or else a kill would bring it again
+    as if for the first time.
     """
 
-    __slots__ = ("expires", "message", "number", "priority", "redelivered", "weight")
+    __slots__ = (
+        "cleared",
+        "expires",
+        "kept",
+        "message",
+        "number",
+        "priority",
+        "redelivered",
+        "returns",
+        "weight",
+    )
 
     def __init__(
         self, message: Message, number: int, weight: int, priority: int, expires: float | None
@@ -27,6 +40,9 @@ class Entry:
         self.priority = priority
         self.expires = expires
         self.redelivered = False
+        self.returns = 0
+        self.kept = 0
+        self.cleared = True
 
 
 class Line:

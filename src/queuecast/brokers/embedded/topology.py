@@ -6,6 +6,7 @@ An auto-delete exchange goes with its last binding, be it of a queue or of a fee
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ...errors import Conflict, LimitExceeded, NotFound, QueuecastError, Refused, Unsupported
 from ..base import EXCHANGE_TYPES, PREDECLARED, BindingSpec, ExchangeSpec, QueueSpec
@@ -15,6 +16,9 @@ from .arguments import QueueArguments
 from .exchange import Exchange
 from .feed import Feed
 from .queue import Queue
+
+if TYPE_CHECKING:
+    from .store import Store
 
 Target = Queue | Feed
 
@@ -32,6 +36,8 @@ class Topology:
         max_queues: int,
         on_exchange_gone: Callable[[str], None],
     ) -> None:
+        self.store: Store | None = None
+        """What keeps the durable part, told of each change."""
         self.exchanges: dict[str, Exchange[Target]] = {
             name: Exchange(ExchangeSpec(name, kind)) for name, kind in PREDECLARED.items()
         }
@@ -65,6 +71,8 @@ class Topology:
         if present is None:
             _check_name("exchange", spec.name)
             self.exchanges[spec.name] = Exchange(spec)
+            if self.store is not None:
+                self.store.exchange_added(spec)
             return
         if exchange.describe(present.spec) != exchange.describe(spec):
             raise Conflict(
@@ -93,6 +101,8 @@ class Topology:
                     "delete queues, or let unused ones go with x-expires",
                 )
             present = self.queues[spec.name] = self._make_queue(spec)
+            if self.store is not None:
+                self.store.queue_added(spec)
         elif queue.describe(present.spec) != queue.describe(spec):
             raise Conflict(
                 f"queue {spec.name!r} exists with other properties",
@@ -104,8 +114,11 @@ class Topology:
         return present
 
     def _bind(self, bound: Queue, binding: BindingSpec) -> None:
-        self.exchange(binding.exchange).index.add(binding.key, bound, binding.arguments)
+        source = self.exchange(binding.exchange)
+        source.index.add(binding.key, bound, binding.arguments)
         place = (binding.exchange, binding.key, frozen(binding.arguments))
+        if self.store is not None and source.spec.durable and place not in bound.bindings:
+            self.store.bound(bound.name, binding)
         bound.bindings[place] = binding
 
     def unbind(self, name: str, key: str, target: Target, binding: BindingSpec | None) -> None:
@@ -125,6 +138,8 @@ class Topology:
 
     def _drop_exchange(self, gone: Exchange[Target]) -> None:
         del self.exchanges[gone.name]
+        if self.store is not None:
+            self.store.exchange_dropped(gone.name)
         self._on_exchange_gone(gone.name)
         for kept in self.queues.values():
             for place in [place for place in kept.bindings if place[0] == gone.name]:
@@ -134,6 +149,8 @@ class Topology:
         """Delete a queue; its consumers are cancelled with the error. Raises NotFound."""
         gone = self.queue(name)
         del self.queues[gone.name]
+        if self.store is not None:
+            self.store.queue_dropped(gone.name)
         for binding in list(gone.bindings.values()):
             self.unbind(binding.exchange, binding.key, gone, binding)
         gone.delete(error)

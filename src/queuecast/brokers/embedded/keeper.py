@@ -1,0 +1,200 @@
+"""The keeper: everything that the broker asks of its store, in the broker's own terms.
+
+A message's way through it: planned, written, and only then handed on. Every message that comes
+while others are on their way waits behind them, whether or not it has to be kept itself, so that
+feeds and queues see one order. Queues are chosen before the write and get the message after it;
+feeds are chosen after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...errors import BadRequest, ConfigError, QueuecastError, Unavailable
+from ...message import Message
+from .clearance import Clearance
+from .memory import Memory, weight
+from .queue import Queue
+from .retained import RetainedLog
+from .store import Store
+from .store_batch import Change, Unit
+from .store_codec import encode_properties
+from .store_load import Found
+from .topology import Topology
+from .turn import Turn
+
+
+class Keeper:
+    """The store of one broker, and the messages between a publish and its commit."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def directory(self) -> Path:
+        return self._store.directory
+
+    @property
+    def error(self) -> QueuecastError | None:
+        """Why the store cannot write, None while it can."""
+        return self._store.error
+
+    async def open(self, topology: Topology, turn: Turn, memory: Memory) -> Found:
+        """Open the store and put back what is in it; raises ConfigError."""
+        self._turn = turn
+        self._memory = memory
+        found = await self._store.open()
+        try:
+            _restore(found, topology)
+        except BaseException:
+            await self._store.abandon()
+            raise
+        topology.store = self._store
+        return found
+
+    async def settled(self) -> None:
+        """Return once all that was taken so far is on disk; raises Unavailable."""
+        await self._store.settled()
+
+    async def close(self, topology: Topology, offset: int) -> None:
+        """Write what is left; offset: the last that was given. Consumers are cancelled."""
+        for queue in topology.queues.values():
+            queue.close_consumers(Unavailable("the embedded broker is closed"))
+            for entry in queue.kept_entries():
+                if entry.cleared:
+                    # Some were cleared for a delivery that did not come.
+                    self._store.delivered(entry.kept, entry.returns)
+        await self._store.close(offset)
+
+    def clearance(self) -> Clearance:
+        """Return what a new queue asks before it delivers."""
+        return Clearance(self._store)
+
+    def log(self, rule: int) -> RetainedLog:
+        """Return the log of a rule, by its number."""
+        return self._store.log(rule)
+
+    def drop(self, kept: int) -> None:
+        """Forget a message that is in a queue no more; 0 is none."""
+        self._store.drop(kept)
+
+    def check(self, message: Message, offset: int) -> None:
+        """Raise what forbids a message before anything has happened.
+
+        Raises Unavailable (offsets or memory used up: the disk does not keep up), BadRequest.
+        """
+        store = self._store
+        store.reserve(offset)
+        if offset > store.reserved:
+            raise store.error or Unavailable("the disk of broker.data does not keep up")
+        store.check_room()
+        try:
+            message.routing_key.encode()
+        except UnicodeEncodeError:
+            raise BadRequest(f"routing key {message.routing_key!r} is not text") from None
+
+    def take(
+        self,
+        message: Message,
+        size: int,
+        queues: Sequence[Queue],
+        rules: Sequence[int],
+        hand: Callable[[], None],
+        *,
+        is_letter: bool,
+    ) -> asyncio.Future[None] | None:
+        """Write what has to last of a message, then put it into its queues and hand it on.
+
+        Returns when that will be done; None when it is. size: its weight. is_letter: nobody waits
+        for it and it must not be lost. Raises BadRequest (a header that cannot be kept).
+        """
+        store = self._store
+        persistent = message.properties.persistent
+        properties = encode_properties(message.properties) if persistent or rules else ""
+        changes: list[Change] = []
+        retained: list[tuple[int, int]] = []
+        places: list[tuple[Queue, int, bool]] = []
+        for queue in queues:
+            kept, cleared = 0, True
+            if persistent:
+                cleared = queue.expects_one()
+                ttl = queue.ttl(message)
+                expires = None if ttl is None else time.time() + ttl
+                kept, change = store.entry(
+                    queue.name, message, properties, 1 if cleared else 0, expires
+                )
+                if change is not None:
+                    changes.append(change)
+            places.append((queue, kept, cleared or not kept))
+        for rule in rules:
+            size_there, change = store.retained(rule, message, properties)
+            retained.append((rule, size_there))
+            changes.append(change)
+
+        def put() -> None:
+            for queue, kept, cleared in places:
+                if not queue.is_gone:
+                    queue.put(message, size, kept, cleared)
+            hand()
+
+        if not changes and not store.waiting:
+            put()
+            return None
+
+        bytes_ = len(message.body)
+        self._memory.used += len(queues) * size
+        for queue in queues:
+            queue.pending += 1
+            queue.pending_bytes += bytes_
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def leave() -> None:
+            self._memory.used -= len(queues) * size
+            for queue in queues:
+                queue.pending -= 1
+                queue.pending_bytes -= bytes_
+
+        def applied() -> None:
+            leave()
+            self._turn.first(put)
+            if not done.done():
+                done.set_result(None)
+
+        def failed(error: QueuecastError) -> None:
+            leave()
+            if not done.done():
+                done.set_exception(error)
+
+        store.submit(
+            Unit(
+                changes,
+                applied=applied,
+                failed=None if is_letter else failed,
+                retained=tuple(retained),
+                weight=max(bytes_, 1) * max(1, len(changes)),
+            )
+        )
+        return done
+
+
+def _restore(found: Found, topology: Topology) -> None:
+    """Make the exchanges, queues and bindings again and put their messages back.
+
+    Raises ConfigError for what this version cannot read.
+    """
+    try:
+        for exchange in found.exchanges:
+            topology.declare_exchange(exchange)
+        for spec, entries in found.queues:
+            queue = topology.declare_queue(spec)
+            for id, message, deliveries, expires in entries:
+                ttl = None if expires is None else max(0.0, expires - time.time())
+                entry = queue.put(message, weight(message), id, deliveries > 0, ttl)
+                # Each delivery has come to its end without an ack.
+                entry.returns = deliveries
+                entry.redelivered = deliveries > 0
+    except QueuecastError as error:
+        raise ConfigError(f"broker.data: {error.text}", error.hint) from error

@@ -1,0 +1,170 @@
+"""Reading the store at the start, and making its retained rules those of the configuration."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ...errors import ConfigError
+from ...message import Message
+from ...retention import RetainRule
+from ..base import BindingSpec, ExchangeSpec, QueueSpec
+from .store_codec import decode_arguments, decode_properties
+from .store_file import FILE, Lock, open_database
+from .store_writer import RuleState
+
+logger = logging.getLogger(__name__)
+
+# An entry's id is its queue's and its number in the queue: one range of ids for each queue.
+NUMBER_BITS = 40
+
+
+class StoredEntry(NamedTuple):
+    """A message of a queue as it was found. expires: Unix time, None for never."""
+
+    id: int
+    message: Message
+    deliveries: int
+    expires: float | None
+
+
+@dataclass(slots=True)
+class Found:
+    """What was in the store at the start.
+
+    offset: after it nothing was given yet.
+    """
+
+    epoch: str
+    offset: int
+    exchanges: list[ExchangeSpec] = field(default_factory=list)
+    queues: list[tuple[QueueSpec, list[StoredEntry]]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Loaded:
+    """An open store, with what the store itself goes on from.
+
+    queues: the ids by name. numbers: the last number given in each queue. next_queue: the next
+    id. rules: the states by number in the configuration. time: of the newest retained message.
+    """
+
+    database: sqlite3.Connection
+    lock: Lock
+    found: Found
+    queues: dict[str, int] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
+    next_queue: int = 1
+    rules: dict[int, RuleState] = field(default_factory=dict)
+    time: float = 0.0
+
+
+def load(directory: Path, synchronous: str, rules: Sequence[RetainRule]) -> Loaded:
+    """Open a directory's store and read what is to be in memory; blocks. Raises ConfigError."""
+    database, lock = open_database(directory, synchronous)
+    try:
+        try:
+            meta = dict(database.execute("SELECT name, value FROM meta"))
+            found = Found(str(meta["epoch"]), int(meta["offset"]))
+            loaded = Loaded(database, lock, found)
+            _read_topology(loaded)
+            _settle_rules(loaded, rules)
+        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"broker.data: {directory / FILE} cannot be read: {error}",
+                f"restore a backup, or move {FILE}* away to begin anew",
+            ) from error
+    except BaseException:
+        database.close()
+        lock.release()
+        raise
+    return loaded
+
+
+def _read_topology(loaded: Loaded) -> None:
+    database = loaded.database
+    loaded.found.exchanges = [
+        ExchangeSpec(name, kind, True, bool(auto_delete), decode_arguments(arguments))
+        for name, kind, auto_delete, arguments in database.execute(
+            "SELECT name, kind, auto_delete, arguments FROM exchanges ORDER BY name"
+        )
+    ]
+    bindings: dict[int, list[BindingSpec]] = {}
+    for queue, exchange, key, arguments in database.execute(
+        "SELECT queue, exchange, key, arguments FROM bindings"
+    ):
+        binding = BindingSpec(exchange, key, decode_arguments(arguments))
+        bindings.setdefault(queue, []).append(binding)
+    entries: dict[int, list[StoredEntry]] = {}
+    for id, deliveries, expires, exchange, key, properties, body in database.execute(
+        "SELECT id, deliveries, expires, exchange, key, properties, body FROM entries ORDER BY id"
+    ):
+        message = Message(body, exchange, key, decode_properties(properties))
+        entry = StoredEntry(id, message, deliveries, expires)
+        entries.setdefault(id >> NUMBER_BITS, []).append(entry)
+    for id, name, auto_delete, arguments in database.execute(
+        "SELECT id, name, auto_delete, arguments FROM queues ORDER BY id"
+    ):
+        spec = QueueSpec(
+            name,
+            auto_delete=bool(auto_delete),
+            arguments=decode_arguments(arguments),
+            bindings=tuple(bindings.get(id, ())),
+        )
+        kept = entries.get(id, [])
+        loaded.queues[name] = id
+        loaded.numbers[id] = kept[-1].id & (1 << NUMBER_BITS) - 1 if kept else 0
+        loaded.next_queue = id + 1
+        loaded.found.queues.append((spec, kept))
+
+
+def _settle_rules(loaded: Loaded, rules: Sequence[RetainRule]) -> None:
+    """Make tables for new rules and drop those of rules that are gone."""
+    database = loaded.database
+    there = {
+        (exchange, pattern): row
+        for exchange, pattern, *row in database.execute(
+            "SELECT exchange, pattern, id, floor, count, bytes FROM rules"
+        ).fetchall()
+    }
+    next_id = max((row[0] for row in there.values()), default=0) + 1
+    database.execute("BEGIN IMMEDIATE")
+    for number, rule in enumerate(rules):
+        row = there.pop((rule.exchange, rule.pattern), None)
+        if row is None:
+            row = [next_id, loaded.found.offset, 0, 0]
+            next_id += 1
+            _make_table(database, row[0], rule, loaded.found.offset)
+        id, floor, count, size = row
+        state = RuleState(id, floor, count, size, rule.age, rule.bytes, rule.messages)
+        loaded.rules[number] = state
+        newest = database.execute(
+            f"SELECT at FROM {state.table} ORDER BY offset DESC LIMIT 1"
+        ).fetchone()
+        loaded.time = max(loaded.time, newest[0] if newest else 0.0)
+    for (exchange, pattern), (id, _, count, _) in there.items():
+        logger.warning(
+            "no [[retain]] rule for exchange %r, pattern %r any more: its %d messages are dropped",
+            exchange,
+            pattern,
+            count,
+        )
+        database.execute(f"DROP TABLE retained_{id}")
+        database.execute("DELETE FROM rules WHERE id = ?", (id,))
+    database.execute("COMMIT")
+
+
+def _make_table(database: sqlite3.Connection, id: int, rule: RetainRule, floor: int) -> None:
+    database.execute(
+        "INSERT INTO rules VALUES (?, ?, ?, ?, 0, 0)", (id, rule.exchange, rule.pattern, floor)
+    )
+    database.execute(
+        f"CREATE TABLE retained_{id} (offset INTEGER PRIMARY KEY, at REAL, size INTEGER, "
+        "key TEXT, properties TEXT, body BLOB)"
+    )
+    # Followed by the offset, as every index is: the newest of a key are found without a search.
+    database.execute(f"CREATE INDEX retained_{id}_key ON retained_{id} (key)")
