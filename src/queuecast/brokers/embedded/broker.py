@@ -148,11 +148,20 @@ class EmbeddedBroker:
         if self._keeper is None:
             self._status = "in memory"
         elif not self.ready:
-            found = await self._keeper.open(self._topology, self._turn, self._memory)
-            self.epoch = found.epoch
-            # What was only in memory is gone: whoever was not at the very end has a gap.
-            self._offset = self._handed = self._history.floor = found.offset
+            await self._restore(self._keeper)
             self._status = f"on disk in {self._keeper.directory}"
+
+    async def _restore(self, keeper: Keeper) -> None:
+        found = await keeper.open(self._turn, self._memory)
+        self.epoch = found.epoch
+        # What was only in memory is gone: whoever was not at the very end has a gap.
+        self._offset = self._handed = self._history.floor = found.offset
+        try:
+            # In one piece: what it causes (a message that expired meanwhile) comes after it.
+            self._turn.first(lambda: keeper.restore(found, self._topology))
+        except BaseException:
+            await keeper.abandon()
+            raise
 
     async def close(self) -> None:
         was_open = self.ready

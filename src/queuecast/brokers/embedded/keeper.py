@@ -42,18 +42,35 @@ class Keeper:
         """Why the store cannot write, None while it can."""
         return self._store.error
 
-    async def open(self, topology: Topology, turn: Turn, memory: Memory) -> Found:
-        """Open the store and put back what is in it; raises ConfigError."""
+    async def open(self, turn: Turn, memory: Memory) -> Found:
+        """Open the store and return what is in it; raises ConfigError."""
         self._turn = turn
         self._memory = memory
-        found = await self._store.open()
+        return await self._store.open()
+
+    async def abandon(self) -> None:
+        """Close the store as it is: what is in it cannot be used."""
+        await self._store.abandon()
+
+    def restore(self, found: Found, topology: Topology) -> None:
+        """Make exchanges, queues and bindings again, then put their messages back.
+
+        Raises ConfigError for what this version cannot read.
+        """
         try:
-            _restore(found, topology)
-        except BaseException:
-            await self._store.abandon()
-            raise
+            for exchange in found.exchanges:
+                topology.declare_exchange(exchange)
+            queues = [topology.declare_queue(spec) for spec, _ in found.queues]
+        except QueuecastError as error:
+            raise ConfigError(f"broker.data: {error.text}", error.hint) from error
         topology.store = self._store
-        return found
+        for queue, (_, entries) in zip(queues, found.queues, strict=True):
+            for id, message, deliveries, expires in entries:
+                ttl = None if expires is None else max(0.0, expires - time.time())
+                entry = queue.put(message, weight(message), id, deliveries > 0, ttl)
+                # Each delivery has come to its end without an ack.
+                entry.returns = deliveries
+                entry.redelivered = deliveries > 0
 
     async def settled(self) -> None:
         """Return once all that was taken so far is on disk; raises Unavailable."""
@@ -178,23 +195,3 @@ class Keeper:
             )
         )
         return done
-
-
-def _restore(found: Found, topology: Topology) -> None:
-    """Make the exchanges, queues and bindings again and put their messages back.
-
-    Raises ConfigError for what this version cannot read.
-    """
-    try:
-        for exchange in found.exchanges:
-            topology.declare_exchange(exchange)
-        for spec, entries in found.queues:
-            queue = topology.declare_queue(spec)
-            for id, message, deliveries, expires in entries:
-                ttl = None if expires is None else max(0.0, expires - time.time())
-                entry = queue.put(message, weight(message), id, deliveries > 0, ttl)
-                # Each delivery has come to its end without an ack.
-                entry.returns = deliveries
-                entry.redelivered = deliveries > 0
-    except QueuecastError as error:
-        raise ConfigError(f"broker.data: {error.text}", error.hint) from error

@@ -1,0 +1,24 @@
+"""Embedded brokers with a data directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from queuecast.brokers.embedded.broker import EmbeddedBroker
+from queuecast.brokers.embedded.clock import Clock
+from queuecast.brokers.embedded.keeper import Keeper
+from queuecast.brokers.embedded.store import Store
+from queuecast.retention import RetainRule
+
+
+def on_disk(
+    directory: Path,
+    *,
+    synchronous: str = "full",
+    rules: Sequence[RetainRule] = (),
+    clock: Clock | None = None,
+) -> EmbeddedBroker:
+    """Return a durable embedded broker, not yet started."""
+    store = Store(directory, synchronous=synchronous, rules=rules)
+    return EmbeddedBroker(clock, keeper=Keeper(store), retain=rules)
