@@ -87,9 +87,9 @@ class Store:
         # In a thread: a large file takes its time.
         loaded = await asyncio.to_thread(load, self.directory, self._synchronous, self._rules)
         self._lock = loaded.lock
-        self._queues = loaded.queues
-        self._numbers = loaded.numbers
-        self._next_queue = loaded.next_queue
+        self._queues = loaded.queues.ids
+        self._numbers = loaded.queues.numbers
+        self._next_queue = loaded.queues.next_id
         self._last_time = loaded.time
         states, found = loaded.rules, loaded.found
         path = self.directory / FILE

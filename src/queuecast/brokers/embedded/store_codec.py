@@ -14,6 +14,10 @@ from typing import Any
 from ...errors import BadRequest
 from ...message import NO_PROPERTIES, Properties
 
+# Made once: dumps() makes one for each call.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode_sorted = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+
 _NAMES = tuple(name for name in Properties.__slots__ if name != "headers")
 
 
@@ -28,7 +32,7 @@ def encode_properties(properties: Properties) -> str:
             fields[name] = value
     if properties.headers:
         fields["headers"] = _plain(properties.headers)["m"]
-    return json.dumps(fields, separators=(",", ":")) if fields else ""
+    return _encode(fields) if fields else ""
 
 
 def decode_properties(text: str) -> Properties:
@@ -45,7 +49,7 @@ def decode_properties(text: str) -> Properties:
 
 def encode_arguments(arguments: Mapping[str, Any]) -> str:
     """Return a table of arguments as text, equal for equal tables; raises BadRequest."""
-    return json.dumps(_plain(arguments)["m"], separators=(",", ":"), sort_keys=True)
+    return _encode_sorted(_plain(arguments)["m"])
 
 
 def decode_arguments(text: str) -> dict[str, Any]:

@@ -32,6 +32,9 @@ CHECKED_BYTES = 512 << 20
 _WAL_BYTES = 8 << 20
 _CHECKPOINT_PAGES = 1000
 
+# Errors that speak of what is in the file; all others are the system's.
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_IOERR_SHORT_READ")
+
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE exchanges (
@@ -55,24 +58,11 @@ CREATE TABLE rules (
 """
 
 
-def open_database(directory: Path, synchronous: str) -> tuple[sqlite3.Connection, Lock]:
-    """Return the database of a directory, made if need be, ready to write, and its lock.
+def prepare(directory: Path) -> Path:
+    """Return the path of a directory's database, which is sound or was made now.
 
-    synchronous: "full" or "normal". Raises ConfigError, and leaves the files as they are then.
+    Raises ConfigError, and leaves the files as they are then.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise _unusable(directory, error.strerror or str(error)) from None
-    lock = Lock(directory)
-    try:
-        return _open(directory, synchronous), lock
-    except BaseException:
-        lock.release()
-        raise
-
-
-def _open(directory: Path, synchronous: str) -> sqlite3.Connection:
     path = directory / FILE
     wal = directory / f"{FILE}-wal"
     if path.exists():
@@ -84,6 +74,11 @@ def _open(directory: Path, synchronous: str) -> sqlite3.Connection:
         )
     else:
         _create(path)
+    return path
+
+
+def open_to_write(path: Path, synchronous: str) -> sqlite3.Connection:
+    """Open a database that is sound; synchronous: "full" or "normal". Raises ConfigError."""
     try:
         database = connect(path)
         database.execute("PRAGMA journal_mode = WAL").fetchall()
@@ -95,14 +90,32 @@ def _open(directory: Path, synchronous: str) -> sqlite3.Connection:
         database.execute("UPDATE meta SET value = value + 1 WHERE name = 'starts'")
         database.execute("COMMIT")
     except sqlite3.Error as error:
-        raise _unusable(directory, str(error)) from None
+        raise unusable(path, error) from None
     return database
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Open a database without transactions of Python's own; raises sqlite3.Error."""
-    uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
+    return _connect(path, "mode=ro" if read_only else "mode=rw")
+
+
+def connect_untouched(path: Path) -> sqlite3.Connection:
+    """Open a database that nobody else writes to and leave its files as they are.
+
+    With a write-ahead log SQLite makes its scratch file (-shm) if there is none; closing it does
+    not write the log into the database, as a writer would. Raises sqlite3.Error.
+    """
+    return _connect(path, "mode=ro" if _has_wal(path) else "immutable=1")
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"file:{quote(str(path.absolute()))}?{mode}"
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+
+def _has_wal(path: Path) -> bool:
+    wal = path.with_name(f"{FILE}-wal")
+    return wal.exists() and wal.stat().st_size > 0
 
 
 class Lock:
@@ -112,14 +125,17 @@ class Lock:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Raises ConfigError when somebody else holds it."""
+        """Make the directory if need be; raises ConfigError, also when somebody else holds it."""
         try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._held = sqlite3.connect(
                 directory / LOCK, timeout=0, isolation_level=None, check_same_thread=False
             )
-        except sqlite3.Error as error:
-            raise _unusable(directory, str(error)) from None
+        except (sqlite3.Error, OSError) as error:
+            raise unusable(directory, error) from None
         try:
+            # Nothing is ever written to it, so it needs no journal beside it.
+            self._held.execute("PRAGMA journal_mode = MEMORY").fetchall()
             self._held.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
             self._held.close()
@@ -128,7 +144,7 @@ class Lock:
                     f"broker.data: {directory} is in use by another queuecast",
                     "stop it, or give this one a directory of its own",
                 ) from None
-            raise _unusable(directory, str(error)) from None
+            raise unusable(directory, error) from None
 
     def release(self) -> None:
         self._held.close()
@@ -157,7 +173,7 @@ def _create(path: Path) -> None:
         made.rename(path)
         _sync_directory(path.parent)
     except (sqlite3.Error, OSError) as error:
-        raise _unusable(path.parent, str(error)) from None
+        raise unusable(path.parent, error) from None
 
 
 def _sync_directory(directory: Path) -> None:
@@ -177,10 +193,9 @@ def _check(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(100)
         size = path.stat().st_size
-        wal = path.with_name(f"{FILE}-wal")
-        has_wal = wal.exists() and wal.stat().st_size > 0
+        has_wal = _has_wal(path)
     except OSError as error:
-        raise _unusable(path, error.strerror or str(error)) from None
+        raise unusable(path, error) from None
     if len(head) < 100 or not head.startswith(_MAGIC):
         raise _not_ours(path, "is not an SQLite database")
     if int.from_bytes(head[_APPLICATION_AT : _APPLICATION_AT + 4], "big") != _APPLICATION_ID:
@@ -199,16 +214,13 @@ def _check(path: Path) -> None:
     if size > CHECKED_BYTES:
         return
     try:
-        # Read-only: closing it does not write the log into the database either.
-        database = connect(path, read_only=True)
+        database = connect_untouched(path)
         try:
             ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
         finally:
             database.close()
     except sqlite3.Error as error:
-        if "locked" in str(error):
-            raise _unusable(path, str(error)) from None
-        raise _damaged(path, str(error)) from None
+        raise unusable(path, error) from None
     if verdict != "ok":
         raise _damaged(path, str(verdict).splitlines()[-1])
 
@@ -227,7 +239,12 @@ def _damaged(path: Path, why: str) -> ConfigError:
     )
 
 
-def _unusable(path: Path, why: str) -> ConfigError:
+def unusable(path: Path, error: OSError | sqlite3.Error | ValueError) -> ConfigError:
+    """Return what to say of a failure to read or write."""
+    name = getattr(error, "sqlite_errorname", "")
+    if isinstance(error, ValueError) or name.startswith(_DAMAGE):
+        return _damaged(path, str(error))
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return ConfigError(
         f"broker.data: cannot use {path}: {why}",
         "name a directory on a local disk with room, which this user may write to",

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ...errors import ConfigError
 from ...message import Message
 from ...retention import RetainRule
 from ..base import BindingSpec, ExchangeSpec, QueueSpec
 from .store_codec import decode_arguments, decode_properties
-from .store_file import FILE, Lock, open_database
+from .store_file import Lock, connect_untouched, open_to_write, prepare, unusable
 from .store_writer import RuleState
 
 logger = logging.getLogger(__name__)
@@ -46,48 +45,66 @@ class Found:
 
 
 @dataclass(slots=True)
+class KnownQueues:
+    """The queues' ids by name, the last number given in each, and the next id."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
+    next_id: int = 1
+
+
+@dataclass(slots=True)
 class Loaded:
     """An open store, with what the store itself goes on from.
 
-    queues: the ids by name. numbers: the last number given in each queue. next_queue: the next
-    id. rules: the states by number in the configuration. time: of the newest retained message.
+    rules: the states by number in the configuration. time: of the newest retained message.
     """
 
     database: sqlite3.Connection
     lock: Lock
     found: Found
-    queues: dict[str, int] = field(default_factory=dict)
-    numbers: dict[int, int] = field(default_factory=dict)
-    next_queue: int = 1
-    rules: dict[int, RuleState] = field(default_factory=dict)
-    time: float = 0.0
+    queues: KnownQueues
+    rules: dict[int, RuleState]
+    time: float
 
 
 def load(directory: Path, synchronous: str, rules: Sequence[RetainRule]) -> Loaded:
     """Open a directory's store and read what is to be in memory; blocks. Raises ConfigError."""
-    database, lock = open_database(directory, synchronous)
+    lock = Lock(directory)
     try:
+        path = prepare(directory)
+        found, known = _read(path)
+        database = open_to_write(path, synchronous)
         try:
-            meta = dict(database.execute("SELECT name, value FROM meta"))
-            found = Found(str(meta["epoch"]), int(meta["offset"]))
-            loaded = Loaded(database, lock, found)
-            _read_topology(loaded)
-            _settle_rules(loaded, rules)
-        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(
-                f"broker.data: {directory / FILE} cannot be read: {error}",
-                f"restore a backup, or move {FILE}* away to begin anew",
-            ) from error
+            states, newest = _settle_rules(database, rules, found.offset)
+        except BaseException:
+            database.close()
+            raise
+    except (sqlite3.Error, ValueError) as error:
+        lock.release()
+        raise unusable(path, error) from error
     except BaseException:
-        database.close()
         lock.release()
         raise
-    return loaded
+    return Loaded(database, lock, found, known, states, newest)
 
 
-def _read_topology(loaded: Loaded) -> None:
-    database = loaded.database
-    loaded.found.exchanges = [
+def _read(path: Path) -> tuple[Found, KnownQueues]:
+    """Read everything for the memory, over a connection that leaves the files as they are."""
+    database = connect_untouched(path)
+    try:
+        meta = dict(database.execute("SELECT name, value FROM meta"))
+        found = Found(str(meta["epoch"]), int(meta["offset"]))
+        return found, _read_topology(database, found)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"unexpected values: {error!r}") from error
+    finally:
+        database.close()
+
+
+def _read_topology(database: sqlite3.Connection, found: Found) -> KnownQueues:
+    known = KnownQueues()
+    found.exchanges = [
         ExchangeSpec(name, kind, True, bool(auto_delete), decode_arguments(arguments))
         for name, kind, auto_delete, arguments in database.execute(
             "SELECT name, kind, auto_delete, arguments FROM exchanges ORDER BY name"
@@ -116,15 +133,22 @@ def _read_topology(loaded: Loaded) -> None:
             bindings=tuple(bindings.get(id, ())),
         )
         kept = entries.get(id, [])
-        loaded.queues[name] = id
-        loaded.numbers[id] = kept[-1].id & (1 << NUMBER_BITS) - 1 if kept else 0
-        loaded.next_queue = id + 1
-        loaded.found.queues.append((spec, kept))
+        known.ids[name] = id
+        known.numbers[id] = kept[-1].id & (1 << NUMBER_BITS) - 1 if kept else 0
+        known.next_id = id + 1
+        found.queues.append((spec, kept))
+    return known
 
 
-def _settle_rules(loaded: Loaded, rules: Sequence[RetainRule]) -> None:
-    """Make tables for new rules and drop those of rules that are gone."""
-    database = loaded.database
+def _settle_rules(
+    database: sqlite3.Connection, rules: Sequence[RetainRule], offset: int
+) -> tuple[dict[int, RuleState], float]:
+    """Make tables for new rules and drop those of rules that are gone.
+
+    Returns the states, and the time of the newest message.
+    """
+    states: dict[int, RuleState] = {}
+    latest = 0.0
     there = {
         (exchange, pattern): row
         for exchange, pattern, *row in database.execute(
@@ -136,16 +160,16 @@ def _settle_rules(loaded: Loaded, rules: Sequence[RetainRule]) -> None:
     for number, rule in enumerate(rules):
         row = there.pop((rule.exchange, rule.pattern), None)
         if row is None:
-            row = [next_id, loaded.found.offset, 0, 0]
+            row = [next_id, offset, 0, 0]
             next_id += 1
-            _make_table(database, row[0], rule, loaded.found.offset)
+            _make_table(database, row[0], rule, offset)
         id, floor, count, size = row
         state = RuleState(id, floor, count, size, rule.age, rule.bytes, rule.messages)
-        loaded.rules[number] = state
+        states[number] = state
         newest = database.execute(
             f"SELECT at FROM {state.table} ORDER BY offset DESC LIMIT 1"
         ).fetchone()
-        loaded.time = max(loaded.time, newest[0] if newest else 0.0)
+        latest = max(latest, newest[0] if newest else 0.0)
     for (exchange, pattern), (id, _, count, _) in there.items():
         logger.warning(
             "no [[retain]] rule for exchange %r, pattern %r any more: its %d messages are dropped",
@@ -156,6 +180,7 @@ def _settle_rules(loaded: Loaded, rules: Sequence[RetainRule]) -> None:
         database.execute(f"DROP TABLE retained_{id}")
         database.execute("DELETE FROM rules WHERE id = ?", (id,))
     database.execute("COMMIT")
+    return states, latest
 
 
 def _make_table(database: sqlite3.Connection, id: int, rule: RetainRule, floor: int) -> None:
