@@ -10,6 +10,7 @@ from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.brokers.embedded.clock import Clock
 from queuecast.brokers.embedded.keeper import Keeper
 from queuecast.brokers.embedded.store import Store
+from queuecast.brokers.embedded.store_writer import Writer
 from queuecast.retention import RetainRule
 
 
@@ -31,3 +32,9 @@ def image(source: Path, target: Path) -> None:
     Only right while nothing is being written: after an answered publish, with no other under way.
     """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("lock", "*-shm"))
+
+
+def writer_of(broker: EmbeddedBroker) -> Writer:
+    """Return what writes a broker's store, to get in its way."""
+    assert broker._keeper is not None
+    return broker._keeper._store._writer

@@ -2,8 +2,8 @@
 
 Else a kill would bring a message again that a client has seen, and not say that it is a
 redelivery. A message that finds a consumer waiting is stored as delivered from the start and
-costs nothing more; one from a backlog waits for a commit of its own, together with all that the
-consumers can take, and with some more as long as they keep coming.
+costs nothing more; one from a backlog waits for a commit, together with all that the consumers
+can take, and with some more once a backlog turns out to be long.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from .store_batch import Unit
 # Entries cleared by one commit: after a kill at most so many are marked that were not delivered.
 _MOST = 1000
 _MOST_AHEAD = 256
+# Commits of its own that a backlog is given before it is cleared ahead.
+_PATIENCE = 8
 
 
 class Clearance:
@@ -30,6 +32,7 @@ class Clearance:
         self._store = store
         self._asking = False
         self._ahead = 0
+        self._asked = 0
 
     def ask(self, queue: Queue, takers: Iterable[QueueConsumer]) -> None:
         """Clear the entries that the takers can take, and wake the queue then."""
@@ -43,7 +46,11 @@ class Clearance:
         entries = list(islice(queue.uncleared(), min(_MOST, room + self._ahead)))
         # One message after the other (prefetch 1) must not cost a commit each.
         is_long = len(entries) == room + self._ahead
-        self._ahead = min(_MOST_AHEAD, 2 * self._ahead + 1) if is_long else 0
+        self._asked = self._asked + 1 if is_long else 0
+        if self._asked < _PATIENCE:
+            self._ahead = 0
+        else:
+            self._ahead = min(_MOST_AHEAD, 2 * self._ahead + 1)
         self._asking = True
 
         def applied() -> None:

@@ -204,7 +204,8 @@ class Writer:
         spare = free - max(_FREE_PAGES, pages // 8)
         if spare > 0:
             amount = min(spare, _PAGES_A_TIME)
-            self.database.execute(f"PRAGMA incremental_vacuum({amount})").fetchall()
+            # Not execute: it ends a statement without columns after its first step, one page.
+            self.database.executescript(f"PRAGMA incremental_vacuum({amount})")
         try:
             wal = self._wal.stat().st_size
         except FileNotFoundError:
