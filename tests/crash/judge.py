@@ -71,6 +71,11 @@ class Judge:
         self._is_declared = False
         self._queues: dict[str, _Queue] = {}
         self._rejected: set[int] = set()
+        # What was settled in this life, in order; how much of it a message's answer covers, which
+        # was sent after it; and how much is certain.
+        self._settled: list[tuple[str, int]] = []
+        self._covers: dict[int, int] = {}
+        self._certain = 0
         self._passing: dict[str, str] = {}
         self._numbers: dict[int, int] = {}  # by offset
         self._offsets: dict[int, int] = {}  # by number
@@ -108,6 +113,10 @@ class Judge:
         lost = self._rejected - alive - dead - self._queue("dead").settled
         assert not lost, f"rejected and lost: {lost}"
         self._rejected = set()
+        for name, number in self._settled[: self._certain]:
+            entries = queues.get(name, ())
+            assert all(number != each for each, _ in entries), f"{name}: {number} was settled"
+        self._settled, self._covers, self._certain = [], {}, 0
         for name in ("work", "one", "short", "copy", "dead"):
             assert name in queues or not self._is_declared, f"queue {name} is gone"
             entries = [(number, mark) for number, mark in queues.get(name, ())]
@@ -148,8 +157,14 @@ class Judge:
     def _on_declared(self) -> None:
         self._is_declared = True
 
+    def _on_sends(self, number: int) -> None:
+        self._covers[number] = len(self._settled)
+
     def _on_published(self, where: str, number: int, persistent: bool) -> None:
         self.answered += 1
+        if where in RETAINED or persistent:
+            # Written in the order of the calls.
+            self._certain = max(self._certain, self._covers[number])
         if where in RETAINED:
             self._retained[RETAINED[where]][self._offsets[number]] = number
         elif where in QUEUES and persistent:
@@ -165,9 +180,11 @@ class Judge:
 
     def _on_acked(self, queue: str, number: int) -> None:
         self._queue(queue).settled.add(number)
+        self._settled.append((queue, number))
 
     def _on_rejected(self, queue: str, number: int) -> None:
         self._queue(queue).settled.add(number)
+        self._settled.append((queue, number))
         if number in self._queue(queue).due:
             self._rejected.add(number)
 

@@ -172,6 +172,7 @@ class _Life:
                     ("/topic/loose", Properties()),
                 ]
             )
+            self.note("sends", number)
             await self.broker.publish(D(where), body, properties)
             self.note("published", where, number, properties.persistent)
             if rng.random() < 0.1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,3 +39,17 @@ def writer_of(broker: EmbeddedBroker) -> Writer:
     """Return what writes a broker's store, to get in its way."""
     assert broker._keeper is not None
     return broker._keeper._store._writer
+
+
+async def quiet(broker: EmbeddedBroker) -> None:
+    """Return once nothing is under way in a broker, neither on the disk nor in its queues."""
+    assert broker._keeper is not None
+    store = broker._keeper._store
+    calm = 0
+    while calm < 3:
+        await asyncio.sleep(0)
+        if store._is_writing or store.waiting or store._gathering:
+            await broker.declare()
+            calm = 0
+        else:
+            calm += 1
