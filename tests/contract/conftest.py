@@ -4,7 +4,7 @@ Every test uses names of its own, so that a shared server will do.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,6 +14,7 @@ import pytest
 from queuecast.brokers.base import DEFAULT_PREFETCH, Broker, QueueSpec
 from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.destination import Destination
+from queuecast.retention import RetainRule
 from tests.conftest import RABBITS, Rabbits
 from tests.contract.sinks import DeliveryList
 from tests.support.durable import on_disk
@@ -27,6 +28,9 @@ BROKERS: list[Any] = [
 # Those that give offsets and keep messages without a [[retain]] rule.
 WITH_HISTORY = ["embedded", "embedded-on-disk"]
 
+# Those that are given [[retain]] rules.
+RETAINING = ["embedded", "embedded-on-disk"]
+
 Consume = Callable[..., Awaitable[DeliveryList]]
 
 
@@ -38,6 +42,15 @@ def _make(kind: str, request: pytest.FixtureRequest) -> Broker:
     from queuecast.brokers.rabbitmq.broker import RabbitBroker
 
     return RabbitBroker(_url(kind, request))
+
+
+def retaining_broker(
+    kind: str, request: pytest.FixtureRequest, rules: Sequence[RetainRule]
+) -> Broker:
+    """Make a broker of RETAINING with rules."""
+    if kind == "embedded":
+        return EmbeddedBroker(retain=rules)
+    return on_disk(_directory(request), rules=rules)
 
 
 def _directory(request: pytest.FixtureRequest) -> Path:

@@ -314,7 +314,7 @@ class EmbeddedBroker:
                 "consume what is in the queues, or limit them with x-max-length or x-message-ttl",
             )
         if self._keeper is not None:
-            self._keeper.check(message, self._offset + 1)
+            self._keeper.check(message, is_letter=is_dead)
         refusing = [queue for queue in queues if queue.refuses(message)]
         taking = [queue for queue in queues if queue not in refusing] if refusing else queues
         refused = refusing[-1].name if refusing else None
@@ -417,7 +417,7 @@ class EmbeddedBroker:
             return
         try:
             routed = self._route(target, letter, is_dead=True)
-        except (PublishFailed, BadRequest, Unavailable) as error:
+        except (PublishFailed, BadRequest) as error:
             logger.warning("dead letter of queue %r dropped: %s", from_queue, error)
             return
         if routed.refused is not None:
@@ -439,6 +439,9 @@ class EmbeddedBroker:
 
         def join() -> None:
             watermark, backlog = self._backlog(source, key)
+            if isinstance(feed, RetainedFeed):
+                # What was evicted between is there: history has no holes.
+                backlog = [message for message in backlog if (message.offset or 0) > watermark]
             sink.begin((Mark(self.epoch, watermark),), backlog, history=True)
             source.index.add(key, feed)
             self._feeds[feed] = None

@@ -98,16 +98,13 @@ class Keeper:
         """Forget a message that is in a queue no more; 0 is none."""
         self._store.drop(kept)
 
-    def check(self, message: Message, offset: int) -> None:
+    def check(self, message: Message, *, is_letter: bool) -> None:
         """Raise what forbids a message before anything has happened.
 
-        Raises Unavailable (offsets or memory used up: the disk does not keep up), BadRequest.
+        Raises Unavailable (the disk does not keep up), BadRequest. A letter was there already.
         """
-        store = self._store
-        store.reserve(offset)
-        if offset > store.reserved:
-            raise store.error or Unavailable("the disk of broker.data does not keep up")
-        store.check_room()
+        if not is_letter:
+            self._store.check_room()
         try:
             message.routing_key.encode()
         except UnicodeEncodeError:
@@ -129,6 +126,7 @@ class Keeper:
         for it and it must not be lost. Raises BadRequest (a header that cannot be kept).
         """
         store = self._store
+        store.reserve(message.offset or 0)
         persistent = message.properties.persistent
         properties = encode_properties(message.properties) if persistent or rules else ""
         changes: list[Change] = []

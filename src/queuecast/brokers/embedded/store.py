@@ -61,7 +61,7 @@ class Store:
         self.directory = directory
         self.error: QueuecastError | None = None
         """Why the last batch was not written; None while all is well."""
-        self.reserved = 0
+        self._reserved = 0
         self._synchronous = synchronous
         self._rules = rules
         self._wall = wall
@@ -75,7 +75,6 @@ class Store:
         self._applying: deque[Unit] = deque()
         self._waiting = 0
         self._waiting_bytes = 0
-        self._reserving = False
         self._last_time = 0.0
         self._idle: asyncio.Future[None] | None = None
 
@@ -101,7 +100,7 @@ class Store:
         ]
         self._writer = Writer(loaded.database, path, states, self._report, self._wall)
         await asyncio.to_thread(self._writer.start)
-        self.reserved = found.offset
+        self._reserved = found.offset
         self.reserve(found.offset)
         await self.settled()
         return found
@@ -252,19 +251,15 @@ class Store:
         self._due()
 
     def reserve(self, offset: int) -> None:
-        """Reserve the next range once the present one is half used."""
-        if self._reserving or self.reserved - offset > RANGE // 2:
+        """Reserve the next range once the last one is half used.
+
+        What is submitted after it is seen after it was written, and may use it at once.
+        """
+        if self._reserved - offset > RANGE // 2:
             return
-        self._reserving = True
-        upto = offset + RANGE
-
-        def applied() -> None:
-            self._reserving = False
-            self.reserved = upto
-
-        self.submit(
-            Unit([("UPDATE meta SET value = ? WHERE name = 'offset'", (upto,))], applied=applied)
-        )
+        self._reserved = offset + RANGE
+        change = ("UPDATE meta SET value = ? WHERE name = 'offset'", (self._reserved,))
+        self.submit(Unit([change], applied=lambda: None))
 
     async def settled(self) -> None:
         """Return once all that was taken so far is on disk; raises Unavailable."""

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from ...errors import Unavailable
 from ...message import Message
+from .memory import OVERHEAD
 from .retained import Filter, Run
 from .store_codec import decode_properties
 from .store_file import connect
@@ -30,7 +31,7 @@ _KEYS = 200
 # The largest number of messages that `last` counts back: more are all there are of a page.
 MOST_LAST = 100_000
 
-_COLUMNS = "offset, size, key, properties, body"
+_COLUMNS = "offset, key, properties, body"
 
 
 class Reader:
@@ -97,16 +98,13 @@ class StoredLog:
         after = max(after, floor)
         messages: list[Message] = []
         size = 0
-        rows = self._rows(database, only, after, upto)
-        for seen, (offset, bytes_, key, properties, body) in enumerate(rows, 1):
-            if messages and size + bytes_ > max_bytes:
-                break
+        for seen, (offset, message) in enumerate(self._rows(database, only, after, upto), 1):
+            if message is not None:
+                size += len(message.body) + OVERHEAD
+                if messages and size > max_bytes:
+                    break
+                messages.append(message)
             after = offset
-            if body is not None:
-                size += bytes_
-                messages.append(
-                    Message(body, self._exchange, key, decode_properties(properties), offset=offset)
-                )
             if seen == _ROWS:
                 break
         else:
@@ -115,14 +113,15 @@ class StoredLog:
 
     def _rows(
         self, database: sqlite3.Connection, only: Filter, after: int, upto: int
-    ) -> Iterator[tuple[int, int, str, str, bytes | None]]:
-        """Yield the rows in order; of one that does not match there is no body."""
+    ) -> Iterator[tuple[int, Message | None]]:
+        """Yield the rows in order, None for a message that does not match."""
         if only.key is not None:
-            yield from database.execute(
+            for row in database.execute(
                 f"SELECT {_COLUMNS} FROM {self._table} "
                 "WHERE key = ? AND offset > ? AND offset <= ? ORDER BY offset",
                 (only.key, after, upto),
-            )
+            ):
+                yield row[0], self._message(*row)
             return
         # Bodies are fetched apart: a long one lies on pages of its own, not read for nothing.
         heads = database.execute(
@@ -132,11 +131,15 @@ class StoredLog:
         )
         for offset, key in heads:
             if not only.matches(key):
-                yield offset, 0, key, "", None
+                yield offset, None
                 continue
-            yield database.execute(
+            row = database.execute(
                 f"SELECT {_COLUMNS} FROM {self._table} WHERE offset = ?", (offset,)
             ).fetchone()
+            yield offset, self._message(*row)
+
+    def _message(self, offset: int, key: str, properties: str, body: bytes) -> Message:
+        return Message(body, self._exchange, key, decode_properties(properties), offset=offset)
 
     async def last(self, only: Filter, count: int, upto: int) -> int:
         count = min(count, MOST_LAST)
