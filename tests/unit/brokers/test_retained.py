@@ -380,6 +380,26 @@ async def test_the_last_of_a_pattern_looks_at_few_rows(
     await broker.close()
 
 
+async def test_a_closed_broker_has_no_history(tmp_path: Path) -> None:
+    broker = on_disk(tmp_path, rules=(rule(),))
+    await broker.start()
+    history = await reader(broker, "/topic/job.a")
+    await broker.close()
+    with pytest.raises(Unavailable):
+        await history.locate(Start("first"))
+
+
+async def test_a_last_of_very_many_begins_at_the_first(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_reader, "MOST_LAST", 3)
+    broker = await make(rule())
+    await publish(broker, "/topic/job.a", *numbers(0, 10))
+    history = await reader(broker, "/topic/job.a")
+    place = await history.locate(Start("last", count=1000))
+    assert bodies(await read(history, place)) == numbers(0, 10)
+
+
 async def test_a_store_that_cannot_be_read_is_unavailable(tmp_path: Path) -> None:
     broker = on_disk(tmp_path, rules=(rule(),))
     await broker.start()

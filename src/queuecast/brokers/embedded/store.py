@@ -235,6 +235,11 @@ class Store:
         )  # fmt: skip
         return size, (sql, values)
 
+    def check_writable(self) -> None:
+        """Raise Unavailable while the disk fails: what nobody waits for must not gather for ever."""
+        if self.error is not None:
+            raise Unavailable(self.error.text, self.error.hint)
+
     def check_room(self) -> None:
         """Raise Unavailable while too much waits for the disk."""
         if self._waiting_bytes > WAITING_BYTES:
@@ -349,5 +354,8 @@ class Store:
                 unit.failed(error)
         if any(unit.failed is not None for unit in later.units):
             self._due()
-        elif later:
-            self._loop.call_later(_RETRY, self._send)
+            return
+        if not later:
+            # Something to try with, so that a disk that has room again is noticed by itself.
+            later.add(("UPDATE meta SET value = value WHERE name = 'starts'", ()))
+        self._loop.call_later(_RETRY, self._send)

@@ -28,7 +28,7 @@ _ROWS = 1000
 _ROWS_BACK = 4 * _ROWS
 # Keys asked in one call.
 _KEYS = 200
-# The largest number of messages that `last` counts back: more are all there are of a page.
+# The largest number of messages that `last` counts back; for more it begins at the first.
 MOST_LAST = 100_000
 
 _COLUMNS = "offset, key, properties, body"
@@ -41,9 +41,12 @@ class Reader:
         self._database = connect(path, read_only=True)
         # One at a time; waiting are at most as many as there are subscribers behind their logs.
         self._thread = ThreadPoolExecutor(1, "queuecast history")
+        self._is_closed = False
 
     async def run(self, read: Callable[[sqlite3.Connection], R]) -> R:
         """Call `read` in the thread, within one transaction; raises Unavailable."""
+        if self._is_closed:
+            raise Unavailable("the embedded broker is closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, read)
 
     def _run(self, read: Callable[[sqlite3.Connection], R]) -> R:
@@ -58,6 +61,7 @@ class Reader:
 
     def close(self) -> None:
         """End the thread after the call that it is in; blocks."""
+        self._is_closed = True
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._database.close()
 
@@ -142,7 +146,8 @@ class StoredLog:
         return Message(body, self._exchange, key, decode_properties(properties), offset=offset)
 
     async def last(self, only: Filter, count: int, upto: int) -> int:
-        count = min(count, MOST_LAST)
+        if count > MOST_LAST:
+            return await self.first()
         if only.key is not None:
             return await self._reader.run(
                 lambda database: self._last_of_key(database, only.key or "", count, upto)

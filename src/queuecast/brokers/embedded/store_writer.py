@@ -85,6 +85,7 @@ class Writer:
         # At most one batch and the word to stop: the store keeps the next one open meanwhile.
         self._jobs: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._maintained = time.monotonic()
+        self._is_neglected = False
         self._thread = threading.Thread(target=self._run, name="queuecast store", daemon=True)
 
     def start(self) -> None:
@@ -195,8 +196,16 @@ class Writer:
                     self._rules[number] = trial
             self._give_back()
         except sqlite3.Error as error:
-            logger.warning("the store's upkeep failed: %s", error)
+            # Once: it is tried again every second.
+            logger.log(
+                logging.DEBUG if self._is_neglected else logging.WARNING,
+                "the store's upkeep failed: %s",
+                error,
+            )
+            self._is_neglected = True
             self._undo(error, False)
+        else:
+            self._is_neglected = False
 
     def _give_back(self) -> None:
         ((free,),) = self.database.execute("PRAGMA freelist_count").fetchall()

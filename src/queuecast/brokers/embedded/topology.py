@@ -61,7 +61,10 @@ class Topology:
         return found
 
     def declare_exchange(self, spec: ExchangeSpec) -> None:
-        """Create an exchange unless it is there; raises Unsupported, Refused, Conflict."""
+        """Create an exchange unless it is there.
+
+        Raises Unsupported, Refused, Conflict, Unavailable (the store cannot write).
+        """
         if spec.type not in EXCHANGE_TYPES:
             raise Unsupported(
                 f"exchange {spec.name!r}: no type {spec.type!r}",
@@ -70,6 +73,7 @@ class Topology:
         present = self.exchanges.get(spec.name)
         if present is None:
             _check_name("exchange", spec.name)
+            self._check_store()
             self.exchanges[spec.name] = Exchange(spec)
             if self.store is not None:
                 self.store.exchange_added(spec)
@@ -83,7 +87,8 @@ class Topology:
     def declare_queue(self, spec: QueueSpec) -> Queue:
         """Create a queue unless it is there, and bind it.
 
-        Raises NotFound (an exchange), Refused, Conflict, LimitExceeded.
+        Raises NotFound (an exchange), Refused, Conflict, LimitExceeded, Unavailable (the store
+        cannot write).
         """
         for binding in spec.bindings:
             if binding.exchange == "":
@@ -95,6 +100,7 @@ class Topology:
         if present is None:
             _check_name("queue", spec.name)
             QueueArguments.read(spec.name, spec.arguments)
+            self._check_store()
             if len(self.queues) >= self._max_queues:
                 raise LimitExceeded(
                     f"queue {spec.name!r}: there are {self._max_queues} queues already",
@@ -112,6 +118,10 @@ class Topology:
         for binding in spec.bindings:
             self._bind(present, binding)
         return present
+
+    def _check_store(self) -> None:
+        if self.store is not None:
+            self.store.check_writable()
 
     def _bind(self, bound: Queue, binding: BindingSpec) -> None:
         source = self.exchange(binding.exchange)
