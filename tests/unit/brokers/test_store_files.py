@@ -262,3 +262,19 @@ async def test_a_copy_taken_while_it_runs_is_a_backup(tmp_path: Path) -> None:
     queues = restored.counts().queues
     assert (queues["q"].ready, queues["empty"].ready) == (1, 0)
     await restored.close()
+
+
+def test_a_gateway_in_memory_needs_no_sqlite() -> None:
+    check = (
+        "import sys, queuecast.config as c, queuecast.gateway as g\n"
+        "g.Gateway(c.from_tables({'retain': [{'destination': '/topic/a', 'age': '1h'}]}))\n"
+        "print('sqlite3' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check],
+        env={"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")

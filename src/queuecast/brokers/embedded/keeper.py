@@ -174,9 +174,11 @@ class Keeper:
 
         def applied() -> None:
             leave()
-            self._turn.first(put)
-            if not done.done():
-                done.set_result(None)
+            try:
+                self._turn.first(put)
+            finally:
+                if not done.done():
+                    done.set_result(None)
 
         def failed(error: QueuecastError) -> None:
             leave()
@@ -189,7 +191,7 @@ class Keeper:
                 applied=applied,
                 failed=None if is_letter else failed,
                 retained=tuple(retained),
-                weight=max(bytes_, 1) * max(1, len(changes)),
+                weight=size * max(1, len(changes)),
             )
         )
         return done

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 # Offsets reserved at a time; after a kill the numbering goes on behind the range.
 RANGE = 1 << 16
-# Bodies that wait for the disk: a publisher that is faster must not take the memory.
+# Messages that wait for the disk, in bytes: a publisher that is faster must not take the memory.
 WAITING_BYTES = 64 << 20
 # Units applied before the event loop has its turn.
 _APPLIED_A_TURN = 256
@@ -236,7 +236,7 @@ class Store:
         return size, (sql, values)
 
     def check_writable(self) -> None:
-        """Raise Unavailable while the disk fails: what nobody waits for must not gather for ever."""
+        """Raise Unavailable while the disk fails: what nobody waits for must not pile up."""
         if self.error is not None:
             raise Unavailable(self.error.text, self.error.hint)
 

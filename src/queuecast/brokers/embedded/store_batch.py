@@ -18,7 +18,7 @@ class Unit:
 
     retained: rules and sizes of messages added to them. applied: called after the commit.
     failed: called instead when there was none; a unit without it is written with the next batch.
-    weight: bytes of bodies.
+    weight: bytes of memory.
     """
 
     changes: list[Change]
