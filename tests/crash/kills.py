@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import random
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tests.crash import victim
@@ -16,6 +18,13 @@ from tests.crash.judge import Judge
 _LIFE = 1_000_000
 # The longest that a life may last which is to end by itself: its way did not come about.
 _PATIENCE = 5.0
+
+
+def _wait_for(notes: Path, process: BaseProcess) -> None:
+    """Wait until the process has noted what it found."""
+    end = time.monotonic() + _PATIENCE
+    while not notes.stat().st_size and process.is_alive() and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def kill(count: int, seed: int, report: Callable[[str], None]) -> Judge:
@@ -37,10 +46,12 @@ def kill(count: int, seed: int, report: Callable[[str], None]) -> Judge:
             way = rng.choice(victim.WAYS)
             arguments = (str(data), str(notes), rng.randrange(1 << 30), way, life * _LIFE)
             process = context.Process(target=victim.run, args=arguments, daemon=True)
-            # Some are killed while they start, on what the one before left.
-            delay = rng.choice([rng.uniform(0, 0.05), rng.uniform(0, 0.3)])
+            delay = rng.uniform(0, 0.15 if way == "starting" else 0.05)
             process.start()
-            process.join(delay if way == "clock" else _PATIENCE)
+            if way == "running":
+                _wait_for(notes, process)
+            # The other ways come about by themselves.
+            process.join(delay if way in ("starting", "running") else _PATIENCE)
             process.kill()
             process.join()
             process.close()
@@ -48,7 +59,7 @@ def kill(count: int, seed: int, report: Callable[[str], None]) -> Judge:
                 is_started = judge.judge(notes)
             except AssertionError as error:
                 raise AssertionError(f"seed {seed}, life {life} ({way}): {error}") from error
-            ways[way if is_started else "start"] += 1
+            ways[way if is_started else "unstarted"] += 1
             notes.unlink()
             if life % 50 == 49:
                 report(f"{life + 1} of {count} kills, {judge.answered} answered publishes")

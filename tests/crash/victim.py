@@ -37,9 +37,10 @@ RULES = (
     RetainRule(D("/topic/few.#"), messages=30, bytes=20_000),
 )
 LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
-# Ways to die: by the parent's clock; before a COMMIT, some time into one, before the BEGIN after
-# it (written, and nobody was told), or in the middle of a statement.
-WAYS = ("clock", "clock", "before", "inside", "after", "statement")
+# Ways to die: some time after the process began, or after it had read the store; before a COMMIT,
+# some time into one, before the BEGIN after it (written, and nobody was told), or in the middle of
+# a statement.
+WAYS = ("starting", "running", "before", "inside", "after", "statement")
 
 
 class Notes:

@@ -245,6 +245,8 @@ def unusable(path: Path, error: OSError | sqlite3.Error | ValueError) -> ConfigE
     if isinstance(error, ValueError) or name.startswith(_DAMAGE):
         return _damaged(path, str(error))
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, FileExistsError):
+        why = "it is not a directory"
     return ConfigError(
         f"broker.data: cannot use {path}: {why}",
         "name a directory on a local disk with room, which this user may write to",
