@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from queuecast.brokers.embedded.broker import EmbeddedBroker
@@ -13,6 +13,9 @@ from queuecast.brokers.embedded.keeper import Keeper
 from queuecast.brokers.embedded.store import Store
 from queuecast.brokers.embedded.store_writer import Writer
 from queuecast.retention import RetainRule
+
+# How a broker ends: closed, or killed, which the copy of its files stands for.
+Restart = Callable[[EmbeddedBroker], Awaitable[EmbeddedBroker]]
 
 
 def on_disk(
@@ -33,6 +36,35 @@ def image(source: Path, target: Path) -> None:
     Only right while nothing is being written: after an answered publish, with no other under way.
     """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("lock", "*-shm"))
+
+
+def closing(tmp_path: Path, brokers: list[EmbeddedBroker]) -> Restart:
+    """Return what closes a broker and starts the next one; each has its number as directory."""
+
+    async def restart(old: EmbeddedBroker) -> EmbeddedBroker:
+        await old.close()
+        directory = tmp_path / str(brokers.index(old))
+        made = on_disk(directory.rename(tmp_path / str(len(brokers))))
+        brokers.append(made)
+        await made.start()
+        return made
+
+    return restart
+
+
+def killing(tmp_path: Path, brokers: list[EmbeddedBroker]) -> Restart:
+    """Return what starts a broker on the files that a kill would leave."""
+
+    async def restart(old: EmbeddedBroker) -> EmbeddedBroker:
+        await old.declare()  # whatever is under way is on disk then
+        directory = tmp_path / str(len(brokers))
+        image(tmp_path / str(brokers.index(old)), directory)
+        made = on_disk(directory)
+        brokers.append(made)
+        await made.start()
+        return made
+
+    return restart
 
 
 def writer_of(broker: EmbeddedBroker) -> Writer:

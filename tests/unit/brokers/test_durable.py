@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -18,64 +17,11 @@ from queuecast.destination import Destination
 from queuecast.errors import BadRequest, Conflict, PublishFailed, Unavailable
 from queuecast.message import Properties
 from tests.contract.sinks import DeliveryList, FeedList, until
-from tests.support.durable import image, on_disk, writer_of
+from tests.support.durable import Restart, closing, killing, on_disk, writer_of
 
 D = Destination.parse
 Q = D("/queue/q")
 PERSISTENT = Properties(persistent=True)
-
-# How a broker ends: closed, or killed, which the copy of its files stands for.
-Restart = Callable[[EmbeddedBroker], Awaitable[EmbeddedBroker]]
-
-
-@pytest.fixture
-async def brokers(tmp_path: Path) -> AsyncIterator[list[EmbeddedBroker]]:
-    """All brokers of a test, to be closed."""
-    made: list[EmbeddedBroker] = []
-    yield made
-    for broker in made:
-        await broker.close()
-
-
-@pytest.fixture
-async def broker(tmp_path: Path, brokers: list[EmbeddedBroker]) -> EmbeddedBroker:
-    made = on_disk(tmp_path / "0")
-    brokers.append(made)
-    await made.start()
-    return made
-
-
-@pytest.fixture(params=["closed", "killed"])
-def restart(
-    request: pytest.FixtureRequest, tmp_path: Path, brokers: list[EmbeddedBroker]
-) -> Restart:
-    return closing(tmp_path, brokers) if request.param == "closed" else killing(tmp_path, brokers)
-
-
-def closing(tmp_path: Path, brokers: list[EmbeddedBroker]) -> Restart:
-    async def restart(old: EmbeddedBroker) -> EmbeddedBroker:
-        await old.close()
-        directory = tmp_path / str(brokers.index(old))
-        made = on_disk(directory.rename(tmp_path / str(len(brokers))))
-        brokers.append(made)
-        await made.start()
-        return made
-
-    return restart
-
-
-def killing(tmp_path: Path, brokers: list[EmbeddedBroker]) -> Restart:
-    async def restart(old: EmbeddedBroker) -> EmbeddedBroker:
-        await old.declare()  # whatever is under way is on disk then
-        directory = tmp_path / str(len(brokers))
-        image(tmp_path / str(brokers.index(old)), directory)
-        made = on_disk(directory)
-        brokers.append(made)
-        await made.start()
-        return made
-
-    return restart
-
 
 async def consume(
     broker: EmbeddedBroker, where: Destination = Q, prefetch: int = 100

@@ -221,16 +221,17 @@ class EmbeddedBroker:
 
     async def declare_own(self, queue: QueueSpec, owner: Owner) -> None:
         self._check_ready()
-        self._declare_own(queue, owner)
-        await self._settled()
+        await self._declare_own(queue, owner)
 
-    def _declare_own(self, queue: QueueSpec, owner: Owner | None) -> None:
+    async def _declare_own(self, queue: QueueSpec, owner: Owner | None) -> None:
         if owner is not None and owner.gone:
             raise Unavailable("the session is over")
         self._owners.check(queue.name, owner)
         self._topology.declare_queue(queue)
         if queue.exclusive:
             self._owners.take(queue.name, owner)
+        if queue.is_lasting:
+            await self._settled()
 
     async def delete_own(self, name: str, owner: Owner) -> None:
         self._check_ready()
@@ -382,8 +383,7 @@ class EmbeddedBroker:
             raise ValueError(f"prefetch is {prefetch}: at least 1")
         if spec.queue is not None:
             name = spec.queue.name
-            self._declare_own(spec.queue, spec.owner)
-            await self._settled()
+            await self._declare_own(spec.queue, spec.owner)
         else:
             if destination.is_shared:
                 raise Unsupported(f"{destination} is no queue: open a feed")
@@ -391,6 +391,8 @@ class EmbeddedBroker:
             if destination.kind is Kind.QUEUE and name not in self._topology.queues:
                 self._topology.declare_queue(QueueSpec(name))
                 await self._settled()
+        # It may have been closed, and the queue deleted, while the disk was waited for.
+        self._check_ready()
         self._owners.check(name, spec.owner)
         found = self._topology.queue(name)
         if isinstance(found, Stream):

@@ -158,8 +158,8 @@ class Store:
         self.record("DELETE FROM bindings WHERE exchange = ?", name)
 
     def queue_added(self, spec: QueueSpec) -> None:
-        """Keep a queue, if it is durable; an exclusive one goes with its session anyway."""
-        if not spec.durable or spec.exclusive:
+        """Keep a queue, if it is to last; an exclusive one goes with its session anyway."""
+        if not spec.is_lasting:
             return
         id = self._queues[spec.name] = self._next_queue
         self._next_queue += 1

@@ -103,7 +103,8 @@ class Topology:
             _check_name("queue", spec.name)
             QueueArguments.read(spec.name, spec.arguments)
             check_properties(spec)
-            self._check_store()
+            if spec.is_lasting:
+                self._check_store()
             if len(self.queues) >= self._max_queues:
                 raise LimitExceeded(
                     f"queue {spec.name!r}: there are {self._max_queues} queues already",
