@@ -128,6 +128,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         if scheme.startswith("amqp") and not self.broker.url.startswith(f"{scheme}://"):
             raise ConfigError(f"broker.url: write {scheme}://host")
+        if self.broker.data and scheme != "embedded":
+            raise ConfigError(
+                f"broker.data: {scheme}:// keeps its messages itself", "only embedded: takes it"
+            )
         if self.limits.frame < self.limits.message:
             raise ConfigError("limits.frame is less than limits.message", "a frame holds a message")
         for table, names in (

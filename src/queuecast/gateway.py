@@ -20,6 +20,7 @@ from .bridge import Bridge
 from .brokers.base import Broker
 from .brokers.factory import (
     HistoryLimits,
+    Keeping,
     default_virtual_host,
     login_broker,
     make_broker,
@@ -67,7 +68,7 @@ class Gateway:
                 config.history.messages, config.history.age, config.history.bytes
             ),
             deliveries=self._deliveries,
-            retain=config.retain_rules(),
+            keeping=Keeping(config.broker.data, config.broker.synchronous, config.retain_rules()),
         )
         self.url = ""
         self.stomp_url = ""

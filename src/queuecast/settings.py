@@ -178,6 +178,23 @@ class BrokerConfig(_Table, frozen=True, kw_only=True):
             "`embedded:`, `amqp://user:password@host:5672/vhost` or `amqps://…`.", flag="--broker"
         ),
     ] = "embedded:"
+    data: Annotated[
+        str,
+        option(
+            "Directory in which `embedded:` keeps durable queues, their persistent messages and "
+            "retained destinations; in memory only when empty.",
+            flag="--data",
+        ),
+    ] = ""
+    synchronous: Annotated[
+        Literal["full", "normal"],
+        option(
+            "When a message in `data` counts as written. `full`: when the disk has it. `normal`: "
+            "when the operating system has it; a killed gateway loses nothing then, but a crash "
+            "of the system or a power cut may lose the last messages that were answered.",
+            flag="--synchronous",
+        ),
+    ] = "full"
     cafile: Annotated[
         str, option("Certificate authorities (PEM) for `amqps://`.", flag="--cafile")
     ] = ""

@@ -4,7 +4,8 @@ Every test uses names of its own, so that a shared server will do.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -13,16 +14,22 @@ import pytest
 from queuecast.brokers.base import DEFAULT_PREFETCH, Broker, QueueSpec
 from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.destination import Destination
+from queuecast.retention import RetainRule
 from tests.conftest import RABBITS, Rabbits
 from tests.contract.sinks import DeliveryList
+from tests.support.durable import on_disk
 
 BROKERS: list[Any] = [
     "embedded",
+    "embedded-on-disk",
     *(pytest.param(name, marks=pytest.mark.rabbitmq) for name in RABBITS),
 ]
 
 # Those that give offsets and keep messages without a [[retain]] rule.
-WITH_HISTORY = ["embedded"]
+WITH_HISTORY = ["embedded", "embedded-on-disk"]
+
+# Those that are given [[retain]] rules.
+RETAINING = ["embedded", "embedded-on-disk"]
 
 Consume = Callable[..., Awaitable[DeliveryList]]
 
@@ -30,9 +37,26 @@ Consume = Callable[..., Awaitable[DeliveryList]]
 def _make(kind: str, request: pytest.FixtureRequest) -> Broker:
     if kind == "embedded":
         return EmbeddedBroker()
+    if kind == "embedded-on-disk":
+        return on_disk(_directory(request))
     from queuecast.brokers.rabbitmq.broker import RabbitBroker
 
     return RabbitBroker(_url(kind, request))
+
+
+def retaining_broker(
+    kind: str, request: pytest.FixtureRequest, rules: Sequence[RetainRule]
+) -> Broker:
+    """Make a broker of RETAINING with rules."""
+    if kind == "embedded":
+        return EmbeddedBroker(retain=rules)
+    return on_disk(_directory(request), rules=rules)
+
+
+def _directory(request: pytest.FixtureRequest) -> Path:
+    """Return a directory that no other broker of the test uses."""
+    base: Path = request.getfixturevalue("tmp_path")
+    return base / secrets.token_hex(4)
 
 
 def _url(kind: str, request: pytest.FixtureRequest) -> str:
@@ -49,8 +73,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def maker(kind: str, request: pytest.FixtureRequest) -> Callable[[], Broker]:
     """Make one more gateway's view of the broker; for embedded it is a broker of its own."""
-    if kind != "embedded":
+    if not kind.startswith("embedded"):
         _url(kind, request)
+    else:
+        _directory(request)
     return lambda: _make(kind, request)
 
 
@@ -63,10 +89,10 @@ async def broker(maker: Callable[[], Broker]) -> AsyncIterator[Broker]:
     await made.close()
 
 
-@pytest.fixture
+@pytest.fixture(params=WITH_HISTORY)
 async def historic(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
     """A started broker that keeps history by itself: 100 messages per key."""
-    made = EmbeddedBroker()
+    made = _make(str(request.param), request)
     await made.start()
     yield made
     await made.close()
@@ -75,7 +101,7 @@ async def historic(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
 @pytest.fixture
 def user(kind: str, request: pytest.FixtureRequest) -> str:
     """Who publishes, as far as the broker checks user_id."""
-    if kind == "embedded":
+    if kind.startswith("embedded"):
         return "guest"
     return unquote(urlsplit(_url(kind, request)).username or "guest")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -14,7 +15,21 @@ from ..retention import RetainRule
 from .base import Broker
 
 if TYPE_CHECKING:
+    from .embedded.keeper import Keeper
     from .rabbitmq.broker import RabbitBroker
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What is kept for destinations under a rule, and where.
+
+    rules: every broker has its own way. directory: the embedded broker's, "" for in memory;
+    synchronous: "full" or "normal", see settings.py.
+    """
+
+    directory: str = ""
+    synchronous: str = "full"
+    rules: Sequence[RetainRule] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +47,14 @@ def make_broker(
     cafile: str = "",
     history: HistoryLimits | None = None,
     deliveries: DeliveryBudget | None = None,
-    retain: Sequence[RetainRule] = (),
+    keeping: Keeping | None = None,
 ) -> Broker:
     """Return the broker of a URL, not yet started.
 
-    retain: which destinations keep their messages. Raises ConfigError for an unknown scheme, a
-    malformed URL, a rule that the broker cannot keep to, or a client library that is not
-    installed (with the command that installs it).
+    Raises ConfigError for an unknown scheme, a malformed URL, a rule that the broker cannot keep
+    to, or a client library that is not installed (with the command that installs it).
     """
+    keeping = keeping or Keeping()
     # The scheme alone: what else is wrong with a URL is its own broker's to say.
     scheme = url.partition(":")[0].lower()
     if scheme == "embedded":
@@ -47,6 +62,8 @@ def make_broker(
 
         limits = history or HistoryLimits()
         return EmbeddedBroker(
+            keeper=_keeper(keeping) if keeping.directory else None,
+            retain=keeping.rules,
             history_messages=limits.messages,
             history_age=limits.age,
             history_bytes=limits.bytes,
@@ -56,12 +73,21 @@ def make_broker(
             raise ConfigError(f"{scheme}:// needs pika", "pip install 'queuecast[rabbitmq]'")
         from .rabbitmq.broker import RabbitBroker
 
-        return RabbitBroker(url, cafile=cafile or None, deliveries=deliveries, retain=retain)
+        return RabbitBroker(url, cafile=cafile or None, deliveries=deliveries, retain=keeping.rules)
     if scheme == "kafka":
         raise ConfigError("kafka:// is not supported yet", "use embedded: or amqp://")
     raise ConfigError(
         f"broker.url has the unknown scheme {scheme!r}", "use embedded:, amqp:// or amqps://"
     )
+
+
+def _keeper(keeping: Keeping) -> Keeper:
+    # Only now: a gateway in memory needs no SQLite.
+    from .embedded.keeper import Keeper
+    from .embedded.store import Store
+
+    directory = Path(keeping.directory)
+    return Keeper(Store(directory, synchronous=keeping.synchronous, rules=keeping.rules))
 
 
 def login_broker(
