@@ -131,6 +131,8 @@ class KafkaServer(Kafka):
             "transaction.state.log.num.partitions=2",
             "group.initial.rebalance.delay.ms=0",
             "log.retention.check.interval.ms=1000",
+            # Tests publish with timestamps of years ago.
+            "log.retention.ms=-1",
             "log.initial.task.delay.ms=1000",
             "file.delete.delay.ms=1000",
             "log.cleaner.dedupe.buffer.size=4194304",
@@ -149,7 +151,7 @@ class KafkaServer(Kafka):
         return "\n".join([*lines, *more]) + "\n"
 
     def _certificate(self) -> Path:
-        """Make a certificate that is its own authority; return the file with key and certificate."""
+        """Make a certificate that is its own authority; return the file with its key."""
         openssl = shutil.which("openssl")
         require("openssl", openssl is not None, "not installed: apt-get install openssl")
         base = self._directory.path

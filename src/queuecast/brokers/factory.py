@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from ..errors import ConfigError
-from .base import Broker
+from .base import Broker, TopicSpec
 
 if TYPE_CHECKING:
     from .rabbitmq.broker import RabbitBroker
@@ -23,7 +24,21 @@ class HistoryLimits:
     bytes: int = 64 << 20
 
 
-def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = None) -> Broker:
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """What only Kafka has: the prefix of consumer groups, and topics to create."""
+
+    group: str = "queuecast"
+    topics: Sequence[TopicSpec] = ()
+
+
+def make_broker(
+    url: str,
+    *,
+    cafile: str = "",
+    history: HistoryLimits | None = None,
+    kafka: KafkaSettings | None = None,
+) -> Broker:
     """Return the broker of a URL, not yet started.
 
     Raises ConfigError for an unknown scheme, a malformed URL, or a client library that is not
@@ -46,10 +61,16 @@ def make_broker(url: str, *, cafile: str = "", history: HistoryLimits | None = N
         from .rabbitmq.broker import RabbitBroker
 
         return RabbitBroker(url, cafile=cafile or None)
-    if scheme == "kafka":
-        raise ConfigError("kafka:// is not supported yet", "use embedded: or amqp://")
+    if scheme in ("kafka", "kafkas"):
+        if find_spec("aiokafka") is None:
+            raise ConfigError(f"{scheme}:// needs aiokafka", "pip install 'queuecast[kafka]'")
+        from .kafka.broker import KafkaBroker
+
+        settings = kafka or KafkaSettings()
+        return KafkaBroker(url, cafile=cafile or None, group=settings.group, topics=settings.topics)
     raise ConfigError(
-        f"broker.url has the unknown scheme {scheme!r}", "use embedded:, amqp:// or amqps://"
+        f"broker.url has the unknown scheme {scheme!r}",
+        "use embedded:, amqp://, amqps://, kafka:// or kafkas://",
     )
 
 
