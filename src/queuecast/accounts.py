@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from .aliases import concealed
-from .brokers.base import Broker
+from .brokers.base import Broker, HistoryReader
 from .delivery import Consumer, DeliverySink
 from .destination import Destination
 from .errors import LimitExceeded, LoginRefused, NotFound, QueuecastError, Refused, Unavailable
@@ -209,7 +209,7 @@ class BrokerAccounts:
             self._wake(entry, error)
             await entry.broker.close()
             return
-        hub = self._services.hub.branch(_reader(entry.broker))
+        hub = self._services.hub.branch(reader_of(entry.broker))
         entry.services = replace(
             self._services,
             hub=hub,
@@ -272,10 +272,14 @@ async def _close(entry: _Entry) -> None:
     await entry.broker.close()
 
 
-def _reader(broker: Broker) -> OpenReader:
+def reader_of(broker: Broker) -> OpenReader:
+    """Return how a hub opens its feeds at a broker."""
+
     async def open_reader(destination: Destination, feed: Feed) -> CloseReader:
         reader = await broker.open_feed(destination, feed)
         feed.upstream_position = reader.position
+        if isinstance(reader, HistoryReader):
+            feed.past = reader
         return reader.close
 
     return open_reader

@@ -12,7 +12,14 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .accounts import LINGER, Accounts, BrokerAccounts, EmbeddedAccounts, LoginBroker
+from .accounts import (
+    LINGER,
+    Accounts,
+    BrokerAccounts,
+    EmbeddedAccounts,
+    LoginBroker,
+    reader_of,
+)
 from .aliases import Aliases, concealed
 from .auth.identity import Identity
 from .auth.policy import Policy, Verb
@@ -29,8 +36,7 @@ from .delivery import Consumer, DeliverySink
 from .destination import Destination
 from .disconnect import SHUTDOWN
 from .errors import QueuecastError, Refused, Unavailable
-from .hub.feed import Feed
-from .hub.hub import CloseReader, Hub
+from .hub.hub import Hub
 from .hub.log import LogLimits
 from .message import Properties
 from .server.loop import LoopRuntime
@@ -86,7 +92,7 @@ class Gateway:
         self.runtime = runtime = LoopRuntime(asyncio.get_running_loop())
         self.hub = Hub(
             runtime,
-            self._open_reader,
+            reader_of(self.broker),
             limits=LogLimits(
                 config.log.messages, config.log.bytes, config.log.age, config.log.total
             ),
@@ -256,11 +262,6 @@ class Gateway:
         )
         self._bridges.append(bridge)
         bridge.start()
-
-    async def _open_reader(self, destination: Destination, feed: Feed) -> CloseReader:
-        reader = await self.broker.open_feed(destination, feed)
-        feed.upstream_position = reader.position
-        return reader.close
 
     def _readiness(self) -> tuple[bool, str]:
         if self._draining:

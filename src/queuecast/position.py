@@ -3,8 +3,8 @@
 A position is opaque to clients. Inside it is a vector of marks, one per lane: a plain
 destination has one lane, several destinations on one connection one each. A mark is an epoch
 (one unbroken numbering: it changes when numbers could otherwise be reused or messages were
-lost) and an offset in it. Its text, `epoch-offset` joined by commas, is safe in a URL query, an
-SSE id and a STOMP header.
+lost) and an offset in it. Its text is safe in a URL query, an SSE id and a STOMP header:
+`epoch-offset` joined by commas, where neighbours of one epoch are `epoch-offset.offset.offset`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple
 from .errors import BadPosition
 
 MAX_POSITION_TEXT = 2048  # a longer one would not fit into proxies' header limits on resume
-_MARK = re.compile(r"([0-9a-z]{1,32})-(0|[1-9][0-9]{0,18})")
+_OFFSET = r"(?:0|[1-9][0-9]{0,18})"
+_MARKS = re.compile(rf"([0-9a-z]{{1,32}})-({_OFFSET}(?:\.{_OFFSET})*)")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -44,23 +45,23 @@ class Position(tuple[Mark, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        return ",".join(f"{epoch}-{offset}" for epoch, offset in self)
+        return _text(self)
 
     @classmethod
     def parse(cls, text: str) -> Position:
         """Read a position's text; raises BadPosition."""
         if len(text) > MAX_POSITION_TEXT:
             raise BadPosition(f"a position has at most {MAX_POSITION_TEXT} characters")
-        marks = []
+        marks: list[Mark] = []
         for part in text.split(","):
-            found = _MARK.fullmatch(part)
+            found = _MARKS.fullmatch(part)
             if found is None:
                 raise BadPosition(
                     f"{text[:64]!r} is not a position",
                     "give one back as you got it: an SSE id, an envelope's position, "
                     "or a poll's `next`",
                 )
-            marks.append(Mark(found[1], int(found[2])))
+            marks += [Mark(found[1], int(offset)) for offset in found[2].split(".")]
         return cls(marks)
 
 
@@ -88,7 +89,19 @@ class Vector:
         marks = self.marks
         if len(marks) == 1:
             return f"{marks[0][0]}-{marks[0][1]}"
-        return ",".join(f"{epoch}-{offset}" for epoch, offset in marks)
+        return _text(marks)
+
+
+def _text(marks: Iterable[Mark]) -> str:
+    parts: list[str] = []
+    last = ""
+    for epoch, offset in marks:
+        if epoch == last:
+            parts.append(f".{offset}")
+        else:
+            parts.append(f",{epoch}-{offset}" if last else f"{epoch}-{offset}")
+            last = epoch
+    return "".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

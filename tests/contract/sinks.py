@@ -29,6 +29,7 @@ class FeedList:
         self.messages: list[Message] = []
         self.gaps: list[str] = []
         self.error: QueuecastError | None = None
+        self.widened: list[Mark] = []
 
     def begin(
         self,
@@ -49,6 +50,9 @@ class FeedList:
     def gap(self, reason: str, start: Sequence[Mark] | None = None) -> None:
         self.calls.append("gap")
         self.gaps.append(reason)
+
+    def widen(self, marks: Sequence[Mark]) -> None:
+        self.widened += marks
 
     def fail(self, error: QueuecastError) -> None:
         self.calls.append("fail")

@@ -52,6 +52,7 @@ class Task:
         self.done = False
         self.value: Any = None
         self.error: BaseException | None = None
+        self.on_done: Callable[[], object] = lambda: None
         self._runtime = runtime
         self._work = work
         self._waits: FakePromise | None = None
@@ -81,8 +82,10 @@ class Task:
             waits = self._work.throw(error) if error else self._work.send(None)
         except StopIteration as stop:
             self.done, self.value = True, stop.value
+            self.on_done()
         except BaseException as caught:  # noqa: BLE001 kept for result()
             self.done, self.error = True, caught
+            self.on_done()
         else:
             assert isinstance(waits, FakePromise)
             self._waits = waits
@@ -130,7 +133,27 @@ class FakeRuntime:
         await promise
 
     async def within(self, seconds: float, work: Awaitable[T]) -> T:
-        raise NotImplementedError("no test needs a limit yet")
+        async def run() -> T:
+            return await work
+
+        task = self.start(run(), "within")
+        over = FakePromise()
+
+        def end(in_time: bool) -> None:
+            if not over.done():
+                over.set_result(in_time)
+
+        task.on_done = lambda: end(True)
+        timer = self.call_later(seconds, end, False)
+        try:
+            if not await over:
+                raise TimeoutError
+        finally:
+            timer.cancel()
+            task.cancel()
+            self.tasks.remove(task)
+        value: T = task.result()
+        return value
 
     # -- for tests ------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ class ListFeed:
         self.events: list[bytes | str] = []
         self.gaps: list[str] = []
         self.failed: QueuecastError | None = None
+        self.widened: list[Mark] = []
 
     def begin(
         self,
@@ -51,6 +52,9 @@ class ListFeed:
     def gap(self, reason: str, start: Sequence[Mark] | None = None) -> None:
         self.gaps.append(reason)
         self.events.append(reason)
+
+    def widen(self, marks: Sequence[Mark]) -> None:
+        self.widened += marks
 
     def fail(self, error: QueuecastError) -> None:
         self.failed = error

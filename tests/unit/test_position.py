@@ -53,6 +53,25 @@ def test_a_long_text_is_refused_before_it_is_read() -> None:
         Position.parse("a-1," * 1000)
 
 
+@pytest.mark.parametrize(
+    ("text", "compact"),
+    [
+        ("k-5,k-7,k-0", "k-5.7.0"),
+        ("k-5.7,k-0,b-1", "k-5.7.0,b-1"),
+        ("k-5,b-1,k-7", "k-5,b-1,k-7"),
+    ],
+)
+def test_neighbours_of_one_epoch_share_its_name(text: str, compact: str) -> None:
+    assert Position.parse(text) == Position.parse(compact)
+    assert str(Position.parse(text)) == str(Vector(Position.parse(text))) == compact
+
+
+@pytest.mark.parametrize("text", ["k-5.", "k-.5", "k-5..6", "k-5.06", "k.5", "k-5.6-7"])
+def test_malformed_runs_are_refused(text: str) -> None:
+    with pytest.raises(BadPosition):
+        Position.parse(text)
+
+
 def test_a_vector_moves_lane_by_lane() -> None:
     vector = Vector([Mark("a", 1), Mark("b", 1)])
     before = vector.copy()

@@ -136,6 +136,14 @@ class FeedSink(Protocol):
     def gap(self, reason: str, start: Sequence[Mark] | None = None) -> None:
         """Tell of messages that are lost before the next one; `start` as in begin."""
 
+    def widen(self, marks: Sequence[Mark]) -> None:
+        """Tell that the destination has more lanes now, after those it had (Kafka partitions).
+
+        marks: where each begins: nothing after it is missed. Their epoch is that of the other
+        lanes, and no other destination's: by it an older position is known to lack them. From now
+        on `position` of the reader has them too, and so have the pages of its history.
+        """
+
     def fail(self, error: QueuecastError) -> None:
         """Tell that the feed cannot go on: its subscribers are disconnected with the error."""
 
@@ -188,8 +196,9 @@ class HistoryReader(FeedReader, Protocol):
     async def history(self, after: Sequence[Mark], max_bytes: int) -> Page:
         """Return what follows a place, at least one message unless there is none.
 
-        max_bytes: of the bodies, about. A place of another numbering, or in the future, gives a
-        page with a gap that begins at the first message there is. Raises Unavailable.
+        max_bytes: of the bodies, about, with 400 more for each message. A place of another
+        numbering, or in the future, gives a page with a gap that begins at the first message
+        there is. Raises Unavailable.
         """
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..position import Position, Vector
+from ..position import Mark, Position, Vector
 from .log import Entry
 from .subscription import Encoding, Outlet, Subscription
 
@@ -156,6 +156,14 @@ class Cohort:
             parts.append(following.data)
             chunk = following
         return chunk if len(parts) == 1 else chunk._replace(data=b"".join(parts))
+
+    def widen(self, marks: Sequence[Mark]) -> None:
+        """Begin at these marks in the lanes that the feed has got."""
+        # A new vector: the old one may be a kept chunk's, or an earlier member's.
+        self.vector = Vector([*self.vector.marks, *marks])
+        for subscription in self.members:
+            subscription.vector = self.vector
+        self.forget_chunks()
 
     def forget_chunks(self) -> None:
         """Give the kept chunks' memory back."""

@@ -7,14 +7,19 @@ the cohorts of its subscribers. Opening and closing the reader is the hub's busi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import BadPosition, QueuecastError
 from ..message import Message
 from ..position import MAX_POSITION_TEXT, Mark, Position, Start, Vector, new_epoch
+from .align import aligned
 from .cohort import Cohort
-from .log import Budget, Entry, Gap, Log, LogLimits, Place, size_of
+from .history import Pages
+from .log import Budget, Entry, Gap, Log, LogLimits, Place, Standing, size_of
+from .page import History, Marks
 from .subscription import Encoding, Outlet, Subscription
 from .ticker import Ticker
 
@@ -27,8 +32,29 @@ class Tap(Protocol):
     def entry(self, entry: Entry) -> None:
         """Take a new entry, right after it was appended."""
 
+    def widened(self) -> None:
+        """Learn that the member has more lanes now."""
+
     def failed(self, error: QueuecastError) -> None:
         """Learn that the member is over."""
+
+
+@dataclass(slots=True)
+class Part:
+    """A destination's share of a feed: all of it, or its lanes in a joint feed.
+
+    retained: the broker keeps some of what was published. pages: it can be read page by page.
+    """
+
+    name: str
+    first: int
+    lanes: int
+    retained: bool
+    pages: Pages | None
+
+    def of(self, vector: Vector) -> Marks:
+        """Return its share of a vector."""
+        return tuple(vector.marks[self.first : self.first + self.lanes])
 
 
 class Feed:
@@ -42,7 +68,9 @@ class Feed:
         limits: LogLimits,
         budget: Budget,
         node: str,
+        wall: Callable[[], float] = time.time,
     ) -> None:
+        """now: monotonic seconds. wall: Unix seconds."""
         self.name = name
         self.ticker = ticker
         self.cohorts: dict[Encoding, Cohort] = {}
@@ -50,13 +78,21 @@ class Feed:
         self.taps: list[Tap] = []
         self.on_failure: Callable[[QueuecastError], None] = lambda error: None
         self.upstream_position: Callable[[], Sequence[int] | None] = lambda: None
+        # Set by who opens the reader, where the broker keeps what was published.
+        self.past: History | None = None
         self.history = False
+        # Subscriptions ahead of the feed, which waits for what they know already.
+        self.parked: dict[Subscription, None] = {}
         self._now = now
+        self._wall = wall
         self._limits = limits
         self._budget = budget
         self._node = node
         self._numbering = True  # the broker has no offsets: count here
         self.log = Log([Mark(new_epoch(node), 0)], limits, budget)
+        self.parts = [Part(name, 0, 1, False, None)]
+        self._begun = now()
+        self._hinted = False
 
     # -- upstream: brokers.base.FeedSink --------------------------------------------------
 
@@ -68,9 +104,11 @@ class Feed:
         history: bool = False,
     ) -> None:
         """Begin where the broker says; see brokers.base.FeedSink."""
-        self.history = history
+        self.history = self.parts[0].retained = history
+        self._begun = self._now()
         if start is None:
             return
+        self.parts[0].lanes = len(start)
         self._numbering = False
         self.log = Log(start, self._limits, self._budget)
         now = self._now()
@@ -89,10 +127,16 @@ class Feed:
         start: Sequence[Mark],
         complete: Sequence[Mark],
         head: Sequence[Mark],
-        history: bool,
+        parts: list[Part],
+        complete_since: float,
     ) -> None:
-        """Begin from other feeds' logs; the marks are those of log.Log."""
-        self.history = history
+        """Begin from other feeds' logs; the marks are those of log.Log.
+
+        complete_since: when the youngest of the logs began, monotonic.
+        """
+        self.parts = parts
+        self.history = all(part.retained for part in parts)
+        self._begun = complete_since
         self._numbering = False
         self.log = Log(head, self._limits, self._budget)
         self.log.preload(entries, start, complete)
@@ -127,6 +171,20 @@ class Feed:
                 tap.entry(entry)
         self.ticker.mark(self)
 
+    def widen(self, marks: Sequence[Mark]) -> None:
+        """Add lanes at the end, of the epoch that the last one has; see FeedSink."""
+        self.log.widen(marks)
+        part = self.parts[0]
+        part.lanes += len(marks)
+        for cohort in self.cohorts.values():
+            cohort.widen(marks)
+        if part.pages is not None:
+            part.pages.forget()
+        for subscription in self.subscribers:
+            subscription.widen(marks)
+        for tap in list(self.taps):
+            tap.widened()
+
     def fail(self, error: QueuecastError) -> None:
         """End the feed: its subscribers are told why."""
         logger.warning("feed %s ends: %s", self.name, error)
@@ -144,9 +202,36 @@ class Feed:
 
     # -- subscribers ----------------------------------------------------------------------
 
-    def subscribe(self, encoding: Encoding, start: Start, outlet: Outlet) -> Subscription:
-        """Add a subscriber at its starting place; it flows when told to. Raises BadPosition."""
+    async def locate(self, start: Start) -> tuple[Start, bool]:
+        """Turn a start that the log cannot answer into a `since`, asking the broker's history.
+
+        The second value tells whether some of what was asked for is kept nowhere. Raises
+        Unavailable.
+        """
+        if start.kind in ("live", "since") or all(part.pages is None for part in self.parts):
+            return start, False
+        place, short = self._search(start)
+        marks, unretained = list(place.vector.marks), False
+        for part in self.parts:
+            lanes = range(part.first, part.first + part.lanes)
+            if short.isdisjoint(lanes):
+                continue
+            if part.pages is not None:
+                marks[lanes.start : lanes.stop] = await part.pages.locate(start)
+            elif not part.retained or start.kind == "time":
+                unretained = True
+        return Start("since", position=Position(marks)), unretained
+
+    def subscribe(
+        self, encoding: Encoding, start: Start, outlet: Outlet, *, unretained: bool = False
+    ) -> Subscription:
+        """Add a subscriber at its starting place; it flows when told to.
+
+        unretained: as `locate` found. Raises BadPosition, Unavailable.
+        """
         place = self.place(start)
+        if unretained and place.gap is None:
+            place = self._unretained(place)
         if len(str(place.vector)) > MAX_POSITION_TEXT:
             raise BadPosition(
                 f"positions of {len(place.vector.marks)} destinations together would be too long "
@@ -164,45 +249,108 @@ class Feed:
     def remove(self, subscription: Subscription) -> None:
         """Forget a subscriber that closed."""
         self.subscribers.discard(subscription)
+        self.parked.pop(subscription, None)
+
+    def wake_parked(self) -> None:
+        """Let those who were ahead of the feed look again."""
+        parked, self.parked = self.parked, {}
+        for subscription in parked:
+            subscription.flow()
+
+    def close(self) -> None:
+        """Give the log and the pages back; the feed is not used any more."""
+        self.log.clear()
+        for part in self.parts:
+            if part.pages is not None and part.name == self.name:
+                part.pages.close()
 
     def position(self) -> Position:
         """Return where the feed stands: a client that has everything may resume from here."""
         upstream = self.upstream_position()
         if upstream is None:
             return self.log.head.position()
-        return Position(
+        head = self.log.head.marks
+        # In the moment in which lanes are added one of the two is longer.
+        ahead = (
             Mark(mark.epoch, max(mark.offset, offset))
-            for mark, offset in zip(self.log.head.marks, upstream, strict=True)
+            for mark, offset in zip(head, upstream, strict=False)
+        )
+        return Position((*ahead, *head[len(upstream) :]))
+
+    def covers(self, vector: Vector) -> bool:
+        """Tell whether the feed stands everywhere where a vector does, or after it."""
+        return all(
+            mine.epoch == mark.epoch and mine.offset >= mark.offset
+            for mine, mark in zip(self.position(), vector.marks, strict=True)
         )
 
     def place(self, start: Start) -> Place:
-        """Find the place where a subscription starts; raises BadPosition."""
+        """Find the place where a subscription starts; raises BadPosition, Unavailable."""
         if start.kind == "live":
-            return self._live()
+            return Place(self.log.next, Vector(self.position()))
         if start.kind == "since":
             assert start.position is not None
-            return self._since(start.position)
-        if start.kind == "first":
-            place, satisfied = self.log.oldest(), self.history
-        else:
-            place, satisfied = self.log.tail(start.count)
-        if satisfied or self.history:
+            return self.since(start.position)
+        place, short = self._search(start)
+        if not short or (self.history and start.kind != "time"):
             return place
-        logger.info("%s keeps no history, so %s begins with a gap", self.name, start.kind)
+        return self._unretained(place)
+
+    def since(self, position: Position, trusted: Collection[int] = ()) -> Place:
+        """Find the place after a position; trusted as in Log.since.
+
+        Raises BadPosition, and Unavailable when another node knows lanes that this one does not.
+        """
+        position = aligned(position, self.log.head.marks, [part.lanes for part in self.parts])
+        vector = Vector(position)
+        if self.lagging(vector, trusted) is not None:
+            return Place(self.log.next, vector, history=True)
+        return self.log.since(position, Vector(self.position()), self._all_new, trusted)
+
+    def lagging(self, vector: Vector, trusted: Collection[int] = ()) -> Part | None:
+        """Return a part whose history must be read before the log has what follows a place."""
+        ahead: Vector | None = None
+        for part in self.parts:
+            if part.pages is None:
+                continue
+            ahead = ahead or Vector(self.position())
+            for lane, mark in enumerate(part.of(vector), part.first):
+                standing = self.log.standing(lane, mark, ahead)
+                if standing is Standing.AHEAD and lane in trusted:
+                    continue
+                if standing is not Standing.HERE:
+                    return part
+        return None
+
+    def _search(self, start: Start) -> tuple[Place, set[int]]:
+        """Find a start in the log, and the lanes in which the log does not have all of it."""
+        lanes = set(range(len(self.log.head.marks)))
+        if start.kind == "first":
+            return self.log.oldest(), lanes
+        if start.kind == "last":
+            return self.log.tail(start.count)
+        ago = self._wall() - start.time
+        if ago < 0:
+            return Place(self.log.next, Vector(self.position())), set()
+        time = self._now() - ago
+        return self.log.from_time(time), lanes if time <= self.complete_since() else set()
+
+    def complete_since(self) -> float:
+        """The time after which nothing has come that the log does not have."""
+        return max(self._begun, self.log.cut)
+
+    def _unretained(self, place: Place) -> Place:
+        if not self._hinted:
+            self._hinted = True
+            for part in self.parts:
+                if part.pages is None and not part.retained:
+                    logger.warning(
+                        "a replay of %s begins with a gap, nothing is retained there; to keep its "
+                        'messages add [[retain]] destination = "%s", age = "1h"',
+                        part.name,
+                        part.name,
+                    )
         return place._replace(gap=Gap("unretained", "", str(place.vector)))
-
-    def _live(self) -> Place:
-        return Place(self.log.next, Vector(self.position()))
-
-    def _since(self, position: Position) -> Place:
-        lanes = len(self.log.head.marks)
-        if len(position) != lanes:
-            raise BadPosition(
-                f"the position {str(position)[:64]!r} is of {len(position)} destinations, "
-                f"this subscription has {lanes}",
-                "resume with the same list of destinations",
-            )
-        return self.log.since(position, Vector(self.position()), self._all_new)
 
     def _all_new(self, mark: Mark) -> bool:
         # Another numbering. What this log has is new to the client if the broker keeps one

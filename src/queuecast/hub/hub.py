@@ -6,8 +6,8 @@ members, one lane each, so that connections with equal lists of destinations sha
 
 from __future__ import annotations
 
-import heapq
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from ..destination import Destination
@@ -15,7 +15,10 @@ from ..errors import QueuecastError, Unavailable
 from ..position import Start, new_epoch
 from ..runtime import Promise, Runtime
 from .feed import Feed
-from .log import Budget, Entry, LogLimits
+from .history import Pages
+from .joint import join
+from .log import Budget, LogLimits
+from .page import PageBudget
 from .subscription import Encoding, Outlet, Subscription
 from .ticker import Stats, Ticker
 
@@ -64,17 +67,20 @@ class Hub:
         linger: float = 60.0,
         most_idle: int = MOST_IDLE,
         chunk_bytes: int | None = None,
+        wall: Callable[[], float] = time.time,
         trunk: Hub | None = None,
     ) -> None:
         """linger: seconds that a feed outlives its last subscriber. most_idle: feeds that do.
-        trunk: see `branch`.
+        wall: the clock that tells Unix seconds. trunk: see `branch`.
         """
         self._runtime = runtime
         self._open_reader = open_reader
         self._limits = limits or LogLimits()
         self._linger = linger
         self._most_idle = most_idle
+        self._wall = wall
         self._budget: Budget = trunk._budget if trunk is not None else Budget()
+        self._pages: PageBudget = trunk._pages if trunk is not None else PageBudget()
         # The letter keeps it apart from brokers' epochs, which are hexadecimal.
         self._node = "n" + new_epoch()[:6]
         self._held: dict[Key, _Held] = {}
@@ -99,6 +105,7 @@ class Hub:
             limits=self._limits,
             linger=self._linger,
             most_idle=self._most_idle,
+            wall=self._wall,
             trunk=self,
         )
         self._branches.append(made)
@@ -119,6 +126,11 @@ class Hub:
         """Bytes held by all logs."""
         return self._budget.used
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of the broker's history held, or on their way, for those behind the logs."""
+        return self._pages.used
+
     async def subscribe(
         self,
         destinations: Sequence[Destination],
@@ -128,11 +140,15 @@ class Hub:
     ) -> Subscription:
         """Subscribe once the feed is live upstream; call `flow` on the result.
 
-        Raises what the broker raises when it cannot open the feed, and BadPosition.
+        Raises what the broker raises when it cannot open the feed or search its history, and
+        BadPosition.
         """
         held = await self._acquire(tuple(destinations))
         try:
-            return held.feed.subscribe(encoding, start, outlet)
+            start, unretained = await held.feed.locate(start)
+            if held.state != "open":  # it failed meanwhile
+                raise held.failed or Unavailable(f"{held.feed.name} was closed")
+            return held.feed.subscribe(encoding, start, outlet, unretained=unretained)
         finally:
             held.holds -= 1
 
@@ -153,6 +169,11 @@ class Hub:
                 held.feed.log.evict(now)
             for cohort in held.feed.cohorts.values():
                 cohort.forget_chunks()
+            for part in held.feed.parts:
+                if part.pages is not None:
+                    part.pages.sweep()
+            if held.feed.parked:
+                held.feed.wake_parked()
             if held.state != "open" or held.used:
                 held.idle_since = None
             elif held.idle_since is None:
@@ -220,7 +241,15 @@ class Hub:
 
     def _new_feed(self, key: Key) -> Feed:
         name = " + ".join(str(destination) for destination in key)
-        return Feed(name, self.ticker, self._runtime.now, self._limits, self._budget, self._node)
+        return Feed(
+            name,
+            self.ticker,
+            self._runtime.now,
+            self._limits,
+            self._budget,
+            self._node,
+            self._wall,
+        )
 
     async def _open(self, key: Key, held: _Held) -> None:
         held.feed.on_failure = lambda error: self._failed(key, held, error)
@@ -228,6 +257,7 @@ class Hub:
         try:
             if len(key) == 1:
                 held.close_reader = await self._open_reader(key[0], held.feed)
+                self._open_past(held.feed)
             else:
                 held.close_reader = await self._open_joint(key, held.feed)
             error = _shutting_down() if self._closed else held.failed
@@ -254,7 +284,7 @@ class Hub:
             for held in members:
                 held.holds -= 1
             raise
-        part = _join(joint, [held.feed for held in members])
+        part = join(joint, [held.feed for held in members])
 
         async def close() -> None:
             part()
@@ -263,9 +293,16 @@ class Hub:
 
         return close
 
+    def _open_past(self, feed: Feed) -> None:
+        """Let a feed whose broker keeps history read it."""
+        if feed.past is not None:
+            [part] = feed.parts
+            part.pages = Pages(feed.name, feed.past, self._runtime, self._pages, lambda: part.lanes)
+
     async def _close(self, key: Key, held: _Held, error: QueuecastError | None = None) -> None:
         """Close a feed's reader, if there is one; who waits gets the error, or opens it anew."""
         held.state = "closing"
+        held.feed.close()
         try:
             if held.close_reader is not None:
                 await held.close_reader()
@@ -274,7 +311,7 @@ class Hub:
         finally:
             held.state = "closed"
             del self._held[key]
-            held.feed.log.clear()
+            held.feed.log.clear()  # of what came while it closed
             self._wake(held, error)
 
     def _failed(self, key: Key, held: _Held, error: QueuecastError) -> None:
@@ -293,79 +330,6 @@ class Hub:
                 waiter.set_result(None)
             else:
                 waiter.set_exception(error)
-
-
-class _Tap:
-    """Reads one member along into a lane (or the first of its lanes) of the joint feed."""
-
-    __slots__ = ("_joint", "_lane")
-
-    def __init__(self, joint: Feed, lane: int) -> None:
-        self._joint = joint
-        self._lane = lane
-
-    def entry(self, entry: Entry) -> None:
-        self._joint.append_entry(_moved(entry, self._lane))
-
-    def failed(self, error: QueuecastError) -> None:
-        self._joint.fail(error)
-
-
-def _join(joint: Feed, feeds: list[Feed]) -> Callable[[], None]:
-    """Let a joint feed begin with what its members' logs have, and read along.
-
-    Returns what ends that.
-    """
-    lanes = _first_lanes(feeds)
-    streams = [
-        [_moved(entry, lane) for entry in feed.log.entries()]
-        for feed, lane in zip(feeds, lanes, strict=True)
-    ]
-    joint.begin_with(
-        list(heapq.merge(*streams, key=_one_clock(feeds))),
-        start=[mark for feed in feeds for mark in feed.log.start.marks],
-        complete=[mark for feed in feeds for mark in feed.log.complete.marks],
-        head=[mark for feed in feeds for mark in feed.position()],
-        history=all(feed.history for feed in feeds),
-    )
-    joint.upstream_position = lambda: [mark.offset for feed in feeds for mark in feed.position()]
-    taps = [_Tap(joint, lane) for lane in lanes]
-    for feed, tap in zip(feeds, taps, strict=True):
-        feed.taps.append(tap)
-
-    def part() -> None:
-        for feed, tap in zip(feeds, taps, strict=True):
-            feed.taps.remove(tap)
-
-    return part
-
-
-def _one_clock(feeds: list[Feed]) -> Callable[[Entry], float]:
-    """Return what orders the entries of several logs: offsets if they are of one numbering."""
-    epochs = {mark.epoch for feed in feeds for mark in (*feed.log.start.marks, *feed.position())}
-    if len(epochs) == 1:
-        return lambda entry: entry.offset
-    return lambda entry: entry.at
-
-
-def _first_lanes(feeds: list[Feed]) -> list[int]:
-    lanes, first = [], 0
-    for feed in feeds:
-        lanes.append(first)
-        first += len(feed.log.head.marks)
-    return lanes
-
-
-def _moved(entry: Entry, lane: int) -> Entry:
-    return Entry(
-        entry.lane + lane,
-        entry.offset,
-        entry.message,
-        entry.at,
-        entry.size,
-        entry.epoch,
-        entry.reason,
-    )
 
 
 def _shutting_down() -> Unavailable:

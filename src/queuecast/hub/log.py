@@ -12,8 +12,9 @@ place after the last one, and `complete` the place after which nothing is missin
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from ..message import Message
@@ -22,7 +23,9 @@ from ..position import Mark, Position, Vector
 # What an entry costs beside its body and key: the objects themselves, measured on CPython 3.11.
 ENTRY_OVERHEAD = 400
 # How much of that does not go onto the wire: framing and position take about 150 bytes.
-_NOT_WRITTEN = 250
+NOT_WRITTEN = 250
+# Instead of a seq in Place.skip: the subscription is ahead of the log in this lane.
+AHEAD = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,18 @@ class Entry:
         self.epoch = epoch
         self.reason = reason
 
+    def moved(self, lanes: int) -> Entry:
+        """Return the same entry so many lanes further on (a joint feed's)."""
+        return Entry(
+            self.lane + lanes,
+            self.offset,
+            self.message,
+            self.at,
+            self.size,
+            self.epoch,
+            self.reason,
+        )
+
 
 def size_of(message: Message) -> int:
     """Estimate the bytes that a message holds in memory."""
@@ -92,13 +107,28 @@ class Place(NamedTuple):
     """Where a subscription starts: the next entry's seq and the position before it.
 
     gap: to be told first. skip: per lane, the seq before which that lane's entries are already
-    known to the subscriber (several lanes only).
+    known to the subscriber, or AHEAD: then those that the vector covers are. history: what
+    follows the vector must be read from the broker's history first; seq means nothing yet.
     """
 
     seq: int
     vector: Vector
     gap: Gap | None = None
     skip: dict[int, int] | None = None
+    history: bool = False
+
+
+class Standing(Enum):
+    """How a mark relates to a log.
+
+    here: what follows it is in the log. ahead: in front of the feed. evicted: something after it
+    is not there any more. unknown: it is of a numbering that is not in the log.
+    """
+
+    HERE = 0
+    AHEAD = 1
+    EVICTED = 2
+    UNKNOWN = 3
 
 
 class Log:
@@ -106,13 +136,14 @@ class Log:
 
     __slots__ = (
         "_budget",
+        "_changes",
         "_entries",
         "_first",
         "_limits",
-        "_segments",
         "base",
         "bytes",
         "complete",
+        "cut",
         "head",
         "next",
         "start",
@@ -129,8 +160,9 @@ class Log:
         self.start = Vector(marks)
         self.complete = Vector(marks)
         self.head = Vector(marks)
-        # One lane only: from which seq on which epoch counts.
-        self._segments: list[tuple[int, str]] = [(0, marks[0].epoch)] if marks else []
+        self.cut = float("-inf")  # when the last entry came that was evicted
+        # The gaps that begin another numbering: (seq, lane, epoch).
+        self._changes: list[tuple[int, int, str]] = []
 
     def __len__(self) -> int:
         return self.next - self.base
@@ -138,10 +170,10 @@ class Log:
     def append(self, entry: Entry) -> None:
         """Add an entry at the head; bounds are applied by `evict`, after the tick."""
         self._entries.append(entry)
-        self.head.advance(entry.lane, entry.offset, entry.epoch)
-        if entry.epoch is not None and entry.epoch != self._segments[-1][1]:
+        if entry.epoch is not None and entry.epoch != self.head.marks[entry.lane].epoch:
             # A gap within one numbering (a broker that keeps its offsets) begins none.
-            self._segments.append((self.next, entry.epoch))
+            self._changes.append((self.next, entry.lane, entry.epoch))
+        self.head.advance(entry.lane, entry.offset, entry.epoch)
         self.next += 1
         self.bytes += entry.size
         self._budget.used += entry.size
@@ -154,8 +186,6 @@ class Log:
         self.start = Vector(start)
         self.complete = Vector(complete)
         self.head = Vector(start)
-        if start:
-            self._segments = [(self.next, start[0].epoch)]
         for entry in entries:
             self.append(entry)
         for lane, mark in enumerate(now):
@@ -163,6 +193,12 @@ class Log:
             reached = self.head.marks[lane]
             if reached.epoch != mark.epoch or reached.offset < mark.offset:
                 self.head.marks[lane] = mark
+
+    def widen(self, marks: Iterable[Mark]) -> None:
+        """Add lanes at the end, which begin at these marks."""
+        for mark in marks:
+            for vector in (self.start, self.complete, self.head):
+                vector.marks.append(mark)
 
     def entries(self) -> list[Entry]:
         """Return everything that is there, oldest first."""
@@ -179,7 +215,7 @@ class Log:
         size = 0
         stop = low
         while stop < high:
-            size += entries[stop].size - _NOT_WRITTEN
+            size += entries[stop].size - NOT_WRITTEN
             if size > max_bytes and stop > low:
                 break
             stop += 1
@@ -218,6 +254,7 @@ class Log:
     def drop_oldest(self) -> None:
         """Forget the first entry; whoever has not read it meets a gap."""
         entry = self._entries[self._first]
+        self.cut = entry.at
         self.start.advance(entry.lane, entry.offset, entry.epoch)
         known = self.complete.marks[entry.lane]
         if entry.epoch is not None or entry.offset > known.offset:
@@ -226,8 +263,8 @@ class Log:
         self.base += 1
         self.bytes -= entry.size
         self._budget.used -= entry.size
-        if len(self._segments) > 1 and self._segments[1][0] < self.base:
-            del self._segments[0]
+        if self._changes and self._changes[0][0] < self.base:
+            del self._changes[0]
 
     def _trim(self) -> None:
         # Amortized: the dead prefix is cut when it is at least as long as the living rest.
@@ -241,15 +278,15 @@ class Log:
         """Return the place before the first entry."""
         return Place(self.base, self.start.copy())
 
-    def tail(self, count: int) -> tuple[Place, bool]:
+    def tail(self, count: int) -> tuple[Place, set[int]]:
         """Return the place before the last `count` messages of each lane.
 
-        The second value tells whether every lane had that many.
+        The second value is the lanes that do not have that many.
         """
         lanes = len(self.head.marks)
         wanted = [count] * lanes
         skip = dict.fromkeys(range(lanes), self.next)
-        missing = lanes
+        short = set(range(lanes))
         for index in range(len(self._entries) - 1, self._first - 1, -1):
             entry = self._entries[index]
             lane = entry.lane
@@ -258,57 +295,90 @@ class Log:
             skip[lane] = index - self._first + self.base
             wanted[lane] -= 1
             if wanted[lane] == 0:
-                missing -= 1
-                if missing == 0:
+                short.discard(lane)
+                if not short:
                     break
         seq = min(skip.values())
         if lanes == 1:
-            return Place(seq, self._vector_at(seq)), missing == 0
-        return Place(seq, self._vector_skipping(skip), None, skip), missing == 0
+            return Place(seq, self._vector_at(seq)), short
+        return Place(seq, self._vector_skipping(skip), None, skip), short
 
-    def since(self, position: Position, ahead: Vector, all_new: Callable[[Mark], bool]) -> Place:
+    def from_time(self, time: float) -> Place:
+        """Return the place before the first entry that came at a time or later."""
+        seq = self.base
+        for entry in self.entries():
+            if entry.at >= time:
+                break
+            seq += 1
+        return Place(seq, self._vector_skipping(dict.fromkeys(range(len(self.head.marks)), seq)))
+
+    def standing(self, lane: int, mark: Mark, ahead: Vector) -> Standing:
+        """Tell how a mark relates to the log; ahead as in `since`."""
+        epochs = self._epochs(lane)
+        if mark.epoch not in epochs:
+            return Standing.UNKNOWN
+        if mark.epoch == epochs[-1] and mark.offset > ahead.marks[lane].offset:
+            return Standing.AHEAD
+        if mark.epoch == epochs[0] and mark.offset < self.complete.marks[lane].offset:
+            return Standing.EVICTED
+        return Standing.HERE
+
+    def since(
+        self,
+        position: Position,
+        ahead: Vector,
+        all_new: Callable[[Mark], bool],
+        trusted: Collection[int] = (),
+    ) -> Place:
         """Return the place after a position.
 
         ahead: where the feed stands (it may run ahead of the last entry). A position before
         `complete` is answered with a gap; so is one in front of `ahead` or of a numbering that
         is not in the log. all_new tells of such a mark whether its client knows nothing of
-        what the log has: then it gets that, else what comes from now on.
+        what the log has: then it gets that, else what comes from now on. trusted: lanes in
+        which the broker's own history led to the position, so that being ahead is no error.
         """
         if len(position) == 1:
-            return self._since_one(position, ahead, all_new)
-        return self._since_many(position, ahead, all_new)
+            return self._since_one(position, ahead, all_new, trusted)
+        return self._since_many(position, ahead, all_new, trusted)
 
     def _since_one(
-        self, position: Position, ahead: Vector, all_new: Callable[[Mark], bool]
+        self,
+        position: Position,
+        ahead: Vector,
+        all_new: Callable[[Mark], bool],
+        trusted: Collection[int],
     ) -> Place:
         mark = position[0]
-        segments = self._segments
-        epochs = [epoch for _, epoch in segments]
-        number = epochs.index(mark.epoch) if mark.epoch in epochs else None
-        last = len(segments) - 1
-        if number is None or (number == last and mark.offset > ahead.marks[0].offset):
+        standing = self.standing(0, mark, ahead)
+        if standing is Standing.AHEAD and 0 in trusted:
+            return Place(self.next, Vector(position), None, {0: AHEAD})
+        if standing in (Standing.AHEAD, Standing.UNKNOWN):
             place = self.oldest() if all_new(mark) else Place(self.next, ahead)
             return place._replace(gap=Gap("epoch", str(position), str(place.vector)))
-        end = self.next if number == last else segments[number + 1][0]
-        low = max(segments[number][0], self.base) - self.base + self._first
-        high = max(end, self.base) - self.base + self._first
+        number = self._epochs(0).index(mark.epoch)
+        borders = [self.base, *(seq for seq, _, _ in self._changes), self.next]
+        low = borders[number] - self.base + self._first
+        high = borders[number + 1] - self.base + self._first
         index = bisect_right(self._entries, mark.offset, low, high, key=_offset)
         seq = index - self._first + self.base
-        if number > 0 or mark.offset >= self.complete.marks[0].offset:
+        if standing is Standing.HERE:
             return Place(seq, Vector(position))
         vector = Vector([max(mark, self._vector_at(seq).marks[0])])
         return Place(seq, vector, Gap("evicted", str(position), str(vector)))
 
     def _since_many(
-        self, position: Position, ahead: Vector, all_new: Callable[[Mark], bool]
+        self,
+        position: Position,
+        ahead: Vector,
+        all_new: Callable[[Mark], bool],
+        trusted: Collection[int],
     ) -> Place:
         # Lanes interleave differently on every node, so there is no single seq: each lane has
         # its own, and the cursor skips what its lane has already seen.
+        standings = [self.standing(lane, mark, ahead) for lane, mark in enumerate(position)]
         epochs = [mark.epoch for mark in self.start.marks]
         skip = {lane: self.base for lane, mark in enumerate(position) if epochs[lane] == mark.epoch}
-        evicted = {
-            lane for lane in skip if position[lane].offset < self.complete.marks[lane].offset
-        }
         for seq, entry in enumerate(self.entries(), self.base):
             lane = entry.lane
             mark = position[lane]
@@ -320,22 +390,30 @@ class Log:
                 skip[lane] = seq + 1
             else:
                 skip.setdefault(lane, seq)
+        evicted = {lane for lane, how in enumerate(standings) if how is Standing.EVICTED}
         unknown = set()
-        for lane, mark in enumerate(position):
-            future = epochs[lane] == mark.epoch and mark.offset > ahead.marks[lane].offset
-            if lane not in skip or future:
-                skip[lane] = self.base if all_new(mark) else self.next
+        for lane, how in enumerate(standings):
+            if how is Standing.AHEAD and lane in trusted:
+                skip[lane] = AHEAD
+            elif how in (Standing.AHEAD, Standing.UNKNOWN):
+                skip[lane] = self.base if all_new(position[lane]) else self.next
                 unknown.add(lane)
         vector = Vector(position)
+        seq = min(self.next, *skip.values())
         if not unknown and not evicted:
-            return Place(min(skip.values()), vector, None, skip)
+            return Place(seq, vector, None, skip)
         reached = self._vector_skipping(skip).marks
         for lane in evicted:
             vector.marks[lane] = max(vector.marks[lane], reached[lane])
         for lane in unknown:
             vector.marks[lane] = reached[lane]
         gap = Gap("epoch" if unknown else "evicted", str(position), str(vector))
-        return Place(min(skip.values()), vector, gap, skip)
+        return Place(seq, vector, gap, skip)
+
+    def _epochs(self, lane: int) -> list[str]:
+        """The numberings of a lane, in their order."""
+        later = [epoch for _, changed, epoch in self._changes if changed == lane]
+        return [self.start.marks[lane].epoch, *later]
 
     def _vector_at(self, seq: int) -> Vector:
         """The place before seq (one lane only)."""
@@ -343,7 +421,10 @@ class Log:
             return self.head.copy()
         if seq == self.base:
             return self.start.copy()
-        epoch = [name for first, name in self._segments if first < seq][-1]
+        epoch = self.start.marks[0].epoch
+        for first, _, name in self._changes:
+            if first < seq:
+                epoch = name
         return Vector([Mark(epoch, self._entries[seq - self.base + self._first - 1].offset)])
 
     def _vector_skipping(self, skip: dict[int, int]) -> Vector:

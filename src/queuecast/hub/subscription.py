@@ -1,13 +1,14 @@
 """A subscription: one session's cursor on a feed, and what it needs of session and encoding.
 
-It is in one of three states:
+It is in one of four states:
 
     live     in its cohort: the tick hands it the bytes that all members share
     behind   reading on from the log, one chunk a tick, until it is at the head again
+    history  reading the broker's history, page by page, until the log has what follows (replay.py)
     waiting  its connection does not take bytes; nothing happens until it does
 
-A client that is slow, one that resumes and one that asks for a replay are all "behind": one
-mechanism.
+A client that is slow, one that resumes and one that asks for a replay are all "behind", or in
+"history" where the log does not reach back to their place: one mechanism.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import QueuecastError
-from ..position import Position, Vector
-from .log import Entry, Gap, Log, Place
+from ..position import Mark, Position, Vector
+from .log import AHEAD, Entry, Gap, Log, Place
+from .replay import Replay
 
 if TYPE_CHECKING:
     from .cohort import Cohort
@@ -59,18 +61,34 @@ class Outlet(Protocol):
 class Subscription:
     """A cursor. Made by Hub.subscribe; call `flow` once the client has its answer."""
 
-    __slots__ = ("closed", "cohort", "cursor", "feed", "gap", "live", "outlet", "skip", "vector")
+    __slots__ = (
+        "closed",
+        "cohort",
+        "cursor",
+        "feed",
+        "gap",
+        "live",
+        "outlet",
+        "replay",
+        "skip",
+        "vector",
+    )
 
     def __init__(self, feed: Feed, cohort: Cohort, outlet: Outlet, place: Place) -> None:
         self.feed = feed
         self.cohort = cohort
         self.outlet = outlet
+        self.gap: Gap | None = None
+        self.live = False
+        self.closed = False
+        self._stand(place)
+
+    def _stand(self, place: Place) -> None:
         self.cursor = place.seq
         self.vector = place.vector
         self.gap = place.gap
         self.skip = place.skip
-        self.live = False
-        self.closed = False
+        self.replay: Replay | None = Replay(self) if place.history else None
 
     def position(self) -> Position:
         """Return the place up to which the client has, or is about to get, everything."""
@@ -80,7 +98,8 @@ class Subscription:
         """Begin, or go on after `pause`."""
         if self.closed or self.live or self.outlet.paused:
             return
-        if self.gap is not None or self.skip is not None or not self.cohort.join(self):
+        catching_up = self.gap or self.skip or self.replay
+        if catching_up is not None or not self.cohort.join(self):
             self.feed.ticker.chase(self)
 
     resume = flow
@@ -89,6 +108,8 @@ class Subscription:
         """Leave the cohort: the connection takes no bytes. The cursor stays where it is."""
         if self.live:
             self.cohort.part(self)
+        elif self.replay is not None:
+            self.replay.stop()
 
     def close(self) -> None:
         """End the subscription; harmless when it is over already."""
@@ -96,6 +117,8 @@ class Subscription:
             return
         self.closed = True
         self.live = False
+        if self.replay is not None:
+            self.replay.stop()
         self.cohort.leave(self)
         self.feed.remove(self)
 
@@ -113,15 +136,21 @@ class Subscription:
         Called once a tick while it is behind and its connection takes bytes.
         """
         log = self.feed.log
-        if self.cursor < log.base:
+        if self.replay is None and self.cursor < log.base:
             self._fall_out(log)
         if self.gap is not None:
             gap, self.gap = self.gap, None
             self.feed.ticker.stats.gaps += 1
             return self.cohort.encoding.encode_gap(gap, gap.first)
+        if self.replay is not None:
+            data = self.replay.step()
+            return data if self.replay is not None else self.step()
         if self.skip is not None:
-            if self.cursor < max(self.skip.values()):
+            if self.cursor < min(log.next, max(self.skip.values())):
                 return self._step_skipping(self.skip)
+            if AHEAD in self.skip.values() and not self.feed.covers(self.vector):
+                self.feed.parked[self] = None
+                return None
             self.skip = None
         if self.cohort.join(self):
             return None
@@ -132,7 +161,27 @@ class Subscription:
         self.vector = chunk.after
         return chunk.data
 
+    def reached(self, trusted: set[int]) -> None:
+        """Go on from the log, which has what follows; trusted as in Log.since."""
+        self._stand(self.feed.since(self.vector.position(), trusted))
+
+    def widen(self, marks: Sequence[Mark]) -> None:
+        """Begin at these marks in the lanes that the feed has got."""
+        if self.live:
+            return  # its vector is the cohort's
+        self.vector = Vector([*self.vector.marks, *marks])
+        if self.skip is not None:
+            for lane in range(len(self.vector.marks) - len(marks), len(self.vector.marks)):
+                self.skip[lane] = self.feed.log.base
+        if self.replay is not None:
+            self.replay.stop()
+            self.flow()
+
     def _fall_out(self, log: Log) -> None:
+        if self.feed.lagging(self.vector) is not None:
+            self.skip = None
+            self.replay = Replay(self)
+            return
         # What is known of lanes beyond the log's beginning stays known; a gap that was not told
         # yet grows instead of becoming two.
         skip = self.skip or {}
@@ -140,7 +189,7 @@ class Subscription:
         for lane, mark in enumerate(self.vector.marks):
             start = vector.marks[lane]
             ahead = mark.epoch == start.epoch and mark.offset >= start.offset
-            if ahead or skip.get(lane, 0) > log.base:
+            if ahead or AHEAD > skip.get(lane, 0) > log.base:
                 vector.marks[lane] = mark
         if self.gap is not None or vector.marks != self.vector.marks:
             reason, last, _ = self.gap or Gap("evicted", str(self.vector), "")
@@ -152,7 +201,9 @@ class Subscription:
         start = self.cursor
         entries, self.cursor = self.feed.log.read(start, self.feed.ticker.chunk_bytes)
         wanted = [
-            (seq, entry) for seq, entry in enumerate(entries, start) if seq >= skip[entry.lane]
+            (seq, entry)
+            for seq, entry in enumerate(entries, start)
+            if (seq >= skip[entry.lane] if skip[entry.lane] != AHEAD else not self._knows(entry))
         ]
         if not wanted:
             return b""
@@ -160,3 +211,8 @@ class Subscription:
         if count < len(wanted):
             self.cursor = wanted[count][0]
         return data
+
+    def _knows(self, entry: Entry) -> bool:
+        """Tell whether the vector covers an entry of a lane in which it is ahead of the log."""
+        mark = self.vector.marks[entry.lane]
+        return entry.epoch in (None, mark.epoch) and entry.offset <= mark.offset

@@ -80,6 +80,9 @@ class Ticker:
         self.stats.ticks += 1
         dirty, self._dirty = self._dirty, {}
         outlets: list[Outlet] = []
+        for feed in dirty:
+            if feed.parked:
+                feed.wake_parked()
         self._serve_behind(outlets)
         more: list[Cohort] = [cohort for feed in dirty for cohort in feed.cohorts.values()]
         while more or outlets:

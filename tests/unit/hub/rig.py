@@ -13,10 +13,13 @@ from queuecast.hub.subscription import Encoding, Subscription
 from queuecast.hub.ticker import Stats, Ticker
 from queuecast.message import Message
 from queuecast.position import LIVE, Mark, Position, Start
+from tests.support.fake_history import Kept
 from tests.support.fake_runtime import FakePromise, FakeRuntime, Task
 from tests.support.fake_session import FakeOutlet, Lines
 
 PLAIN = Lines()
+# What the wall clock is ahead of the monotonic one.
+EPOCH = 1_800_000_000.0
 
 
 def since(position: Position | str) -> Start:
@@ -114,7 +117,9 @@ class HubRig:
         chunk_bytes: int | None = None,
         starts: Mapping[str, Sequence[Mark]] | None = None,
         history: bool = False,
+        kept: Mapping[str, Kept] | None = None,
     ) -> None:
+        """kept: what the broker keeps, by the destination's name."""
         self.runtime = FakeRuntime()
         self.hub = Hub(
             self.runtime,
@@ -123,7 +128,9 @@ class HubRig:
             linger=linger,
             most_idle=most_idle,
             chunk_bytes=chunk_bytes,
+            wall=lambda: self.runtime.time + EPOCH,
         )
+        self.kept = kept or {}
         self.readers: list[Reader] = []
         self.opening: FakePromise | None = None
         self.closing: FakePromise | None = None
@@ -135,7 +142,12 @@ class HubRig:
     async def _open(self, destination: Destination, feed: Feed) -> CloseReader:
         reader = Reader(self, destination, feed)
         self.readers.append(reader)
-        feed.begin(self.starts.get(str(destination)), history=self.history)
+        kept = self.kept.get(destination.name)
+        if kept is None:
+            feed.begin(self.starts.get(str(destination)), history=self.history)
+        else:
+            feed.begin(kept.marks(), history=True)
+            feed.past = kept
         if self.opening is not None:
             await self.opening
         if self.open_error is not None:
@@ -171,6 +183,13 @@ class HubRig:
         outlet.subscriptions.append(subscription)
         subscription.flow()
         return outlet
+
+    def publish(self, name: str, *bodies: str, lane: int = 0, key: str = "") -> None:
+        """Publish to a destination that the broker keeps; its feed gets it if it is open."""
+        messages = self.kept[name].add(*bodies, lane=lane, key=key)
+        for reader in self.readers:
+            if reader.destination.name == name and not reader.closed:
+                reader.feed.append(messages)
 
     def sweep(self, seconds: float = 1.0) -> None:
         self.runtime.time += seconds

@@ -89,7 +89,7 @@ def test_a_position_of_another_number_of_destinations() -> None:
 
 
 def test_positions_too_long_to_resume_with() -> None:
-    rig = FeedRig(start=[Mark("e" * 32, 0)] * 60)
+    rig = FeedRig(start=[Mark(f"{lane:032}", 0) for lane in range(60)])
     with pytest.raises(BadPosition, match="60 destinations"):
         rig.subscribe()
     assert MAX_POSITION_TEXT < 60 * 35

@@ -307,8 +307,8 @@ def test_preload_of_several_lanes_with_gaps() -> None:
 
 def test_tail_counts_messages_only() -> None:
     log = make(entry(1), entry(2), gap("b"), entry(1))
-    place, satisfied = log.tail(2)
-    assert satisfied
+    place, short = log.tail(2)
+    assert not short
     assert rest(log, place) == [2, "b", 1]
     assert str(place.vector) == "a-1"
 
@@ -320,11 +320,11 @@ def test_tail_after_a_gap_knows_its_epoch() -> None:
 
 
 def test_tail_with_too_few() -> None:
-    place, satisfied = make(entry(1)).tail(5)
-    assert not satisfied
+    place, short = make(entry(1)).tail(5)
+    assert short == {0}
     assert place.seq == 0
-    place, satisfied = make().tail(1)
-    assert (satisfied, place.seq) == (False, 0)
+    place, short = make().tail(1)
+    assert (short, place.seq) == ({0}, 0)
 
 
 def two_lanes() -> Log:
@@ -340,12 +340,12 @@ def two_lanes() -> Log:
 
 def test_tail_is_per_lane() -> None:
     log = two_lanes()
-    place, satisfied = log.tail(1)
-    assert satisfied
+    place, short = log.tail(1)
+    assert not short
     assert rest(log, place) == [2, 3]
     assert str(place.vector) == "a-1,b-2"
-    place, satisfied = log.tail(3)
-    assert not satisfied
+    place, short = log.tail(3)
+    assert short == {0}
     assert rest(log, place) == [1, 1, 2, 2, 3]
 
 
