@@ -161,7 +161,7 @@ class KafkaBroker:
         member = Member(sink, target.key)
 
         def begin(feed: TopicFeed) -> None:
-            sink.begin(feed.marks(), history=True)
+            sink.begin(feed.marks(target.key), history=True)
 
         feed = await self._live.open(target, member, begin)
         return KafkaReader(self._live, self._records, target, feed, member)

@@ -281,28 +281,39 @@ class Control:
         self, group: str, topic: str, partitions: list[int]
     ) -> dict[int, Committed]:
         """Return what a group committed for a topic's partitions; raises Refused, Unavailable."""
-        what = f"use the group {group!r}"
-        try:
-            node = self._groups.get(group)
-            if node is None:
-                node = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
-                self._groups[group] = node
-            answer = await self._client.send(
-                node,
-                OffsetFetchRequest(group, [(topic, partitions)]),
-                group=ConnectionGroup.COORDINATION,
-            )
-            found: dict[int, Committed] = {}
-            for _, answers in answer.topics:
-                for partition, offset, metadata, code in answers:
-                    if code:
-                        raise kafka.for_code(code)()
-                    found[partition] = Committed(None if offset < 0 else offset, metadata or "")
-            if getattr(answer, "error_code", 0):
-                raise kafka.for_code(answer.error_code)()
-        except (TimeoutError, kafka.KafkaError, OSError, AttributeError) as error:
-            self._groups.pop(group, None)
-            raise of_reading(error, what, self.user) from None
+        deadline = asyncio.get_running_loop().time() + self._answer
+        while True:
+            try:
+                return await self._committed(group, topic, partitions)
+            except (kafka.KafkaError, OSError, TimeoutError) as error:
+                self._groups.pop(group, None)
+                # A coordinator that moves, or that a first group makes Kafka create.
+                passes = isinstance(error, kafka.KafkaError) and error.retriable
+                if not passes or asyncio.get_running_loop().time() > deadline:
+                    raise of_reading(error, f"use the group {group!r}", self.user) from None
+            await asyncio.sleep(0.1)
+
+    async def _committed(
+        self, group: str, topic: str, partitions: list[int]
+    ) -> dict[int, Committed]:
+        self.require()
+        client = self._client
+        node = self._groups.get(group)
+        if node is None:
+            node = await client.coordinator_lookup(CoordinationType.GROUP, group)
+            if len(self._groups) > 10_000:
+                self._groups.clear()  # clients choose topics
+            self._groups[group] = node
+        request = OffsetFetchRequest(group, [(topic, partitions)])
+        answer = await client.send(node, request, group=ConnectionGroup.COORDINATION)
+        if getattr(answer, "error_code", 0):
+            raise kafka.for_code(answer.error_code)()
+        found: dict[int, Committed] = {}
+        for _, answers in answer.topics:
+            for partition, offset, metadata, code in answers:
+                if code:
+                    raise kafka.for_code(code)()
+                found[partition] = Committed(None if offset < 0 else offset, metadata or "")
         return found
 
     # -- asking ---------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class Group:
         """Take records back that are to be delivered again, to whoever has room."""
         for item in items:
             if not item.window.lost:
-                item.message.redelivered = True
+                item.again()
                 heapq.heappush(self._again, (item.window.partition, item.offset, item))
         self.schedule()
 

@@ -111,10 +111,10 @@ class KafkaReader:
 
     async def _scan(self, lane: int, low: int, high: int) -> list[_Found]:
         found: list[_Found] = []
-        epoch, name = self._feed.topic.epoch, self._target.topic
+        made, name = self._feed.topic.epoch, self._target.topic
         while low < high:
             try:
-                run = await self._records.read(epoch, name, lane, low)
+                run = await self._records.read(made, name, lane, low)
             except OutOfRange:
                 # Retention was faster.
                 low = max(low + 1, (await self._records.begins(name, len(self._feed.next)))[lane])
@@ -130,7 +130,9 @@ class KafkaReader:
     async def history(self, after: Sequence[Mark], max_bytes: int) -> Page:
         """Return what follows a place; see brokers.base.HistoryReader."""
         feed, name = self._feed, self._target.topic
-        epoch, count = feed.topic.epoch, len(feed.next)
+        # The topic's, for what is fetched, and the destination's, for positions.
+        made, count = feed.topic.epoch, len(feed.next)
+        epoch = feed.epoch(self._target.key)
         gap = ""
         if len(after) != count or any(mark.epoch != epoch for mark in after):
             gap, place = "epoch", await self._records.begins(name, count)
@@ -147,7 +149,7 @@ class KafkaReader:
         while True:
             ends = list(feed.next)
             try:
-                runs = await self._runs(epoch, place, ends)
+                runs = await self._runs(made, place, ends)
             except OutOfRange:
                 # What was at our place has been deleted. What was read before it stands.
                 if messages:
@@ -164,17 +166,17 @@ class KafkaReader:
             await asyncio.sleep(0)  # a filter may skip very many
         end = all(at >= last for at, last in zip(place, feed.next, strict=True))
         marks = tuple(Mark(epoch, offset) for offset in start) if gap else None
-        if feed.topic.epoch != epoch:
+        if feed.topic.epoch != made:
             # Made anew meanwhile: whoever asked asks again, and is told.
             return Page((), tuple(after), end=True)
         return Page(messages, self._marks(place), gap, marks, end)
 
-    async def _runs(self, epoch: str, place: list[int], ends: list[int]) -> dict[int, Run]:
+    async def _runs(self, made: str, place: list[int], ends: list[int]) -> dict[int, Run]:
         """Return a run for each partition that has something; raises OutOfRange."""
         lanes = [lane for lane, end in enumerate(ends) if place[lane] < end]
         name = self._target.topic
         runs = await asyncio.gather(
-            *(self._records.read(epoch, name, lane, place[lane]) for lane in lanes)
+            *(self._records.read(made, name, lane, place[lane]) for lane in lanes)
         )
         return dict(zip(lanes, runs, strict=True))
 
@@ -187,7 +189,8 @@ class KafkaReader:
             await asyncio.sleep(0.02)
 
     def _marks(self, offsets: Sequence[int]) -> tuple[Mark, ...]:
-        return tuple(Mark(self._feed.topic.epoch, offset) for offset in offsets)
+        epoch = self._feed.epoch(self._target.key)
+        return tuple(Mark(epoch, offset) for offset in offsets)
 
 
 def _merge(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from hashlib import blake2s
 
 from ...errors import QueuecastError, Unavailable
 from ...message import Message
@@ -45,9 +46,20 @@ class TopicFeed:
     def used(self) -> bool:
         return bool(self._all or self._keyed)
 
-    def marks(self) -> list[Mark]:
+    def epoch(self, pattern: str | None) -> str:
+        """Return the epoch of a destination's positions.
+
+        Each pattern has its own: of several destinations on one connection a position's marks
+        can be told apart by it when the topic has grown. All nodes come to the same.
+        """
+        if pattern is None:
+            return self.topic.epoch
+        return blake2s(f"{self.topic.epoch} {pattern}".encode(), digest_size=5).hexdigest()
+
+    def marks(self, pattern: str | None) -> list[Mark]:
         """Return the place up to which everything was handed on."""
-        return [Mark(self.topic.epoch, offset) for offset in self.next]
+        epoch = self.epoch(pattern)
+        return [Mark(epoch, offset) for offset in self.next]
 
     def add(self, member: Member) -> None:
         """Take a feed in: it gets what comes from now on."""
@@ -86,16 +98,15 @@ class TopicFeed:
         if following is not None:
             self.next = list(following)
         for member in self._members():
-            self._tell(member, member.sink.gap, reason, self.marks())
+            self._tell(member, member.sink.gap, reason, self.marks(member.pattern))
 
     def widen(self, topic: Topic) -> None:
         """Take the topic's new partitions in, from their first record on."""
         added = topic.partitions - len(self.next)
         self.topic = topic
         self.next += [0] * added
-        marks = self.marks()[-added:]
         for member in self._members():
-            self._tell(member, member.sink.widen, marks)
+            self._tell(member, member.sink.widen, self.marks(member.pattern)[-added:])
 
     def renew(self, topic: Topic) -> None:
         """Begin with a topic that was made anew under its name: all its records are new."""

@@ -75,6 +75,13 @@ class Item:
         self.holder: object | None = None
         self.tag = 0
 
+    def again(self) -> None:
+        """Mark the record as redelivered; who had it keeps the message as it was."""
+        old = self.message
+        self.message = Message(
+            old.body, old.exchange, old.routing_key, old.properties, True, old.offset, old.lane
+        )
+
 
 class Window:
     """One partition's window. lost: it is another's now, and what is said of it too late."""
