@@ -16,7 +16,7 @@ from .accounts import (
     LINGER,
     Accounts,
     BrokerAccounts,
-    EmbeddedAccounts,
+    LocalAccounts,
     LoginBroker,
     reader_of,
 )
@@ -27,6 +27,7 @@ from .bridge import Bridge
 from .brokers.base import Broker
 from .brokers.factory import (
     HistoryLimits,
+    KafkaSettings,
     default_virtual_host,
     login_broker,
     make_broker,
@@ -68,6 +69,7 @@ class Gateway:
             history=HistoryLimits(
                 config.history.messages, config.history.age, config.history.bytes
             ),
+            kafka=KafkaSettings(config.broker.group, config.topic_specs()),
         )
         self.url = ""
         self.stomp_url = ""
@@ -189,8 +191,8 @@ class Gateway:
     def _accounts(self) -> Accounts:
         """Return who checks STOMP logins: the broker that is behind."""
         config = self.config
-        if config.broker.url.partition(":")[0].lower() == "embedded":
-            return EmbeddedAccounts(self.services)
+        if config.broker.url.partition(":")[0] in ("embedded", "kafka", "kafkas"):
+            return LocalAccounts(self.services)
 
         def make(user: str, password: str, virtual_host: str | None) -> LoginBroker:
             made = login_broker(

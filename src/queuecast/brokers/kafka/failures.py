@@ -32,6 +32,18 @@ POISON = (
     kafka.UnknownProducerId,
 )
 
+# With one of these Kafka refuses a batch for good, perhaps for one record in it. aiokafka then
+# goes on counting as if it had been taken.
+REJECTIONS = (
+    kafka.MessageSizeTooLargeError,
+    kafka.RecordListTooLargeError,
+    kafka.InvalidTimestampError,
+    kafka.PolicyViolationError,
+    kafka.InvalidTopicError,
+    kafka.TopicAuthorizationFailedError,
+    kafka.ClusterAuthorizationFailedError,
+)
+
 _LOGIN = (
     kafka.AuthenticationFailedError,
     kafka.AuthenticationMethodNotSupported,

@@ -3,9 +3,13 @@
 Publishes wait in one lane per topic. A lane's first look-up may create the topic; then its
 records go to the producer one after the other, so that a full batch cannot reorder them, and each
 publish returns with the broker's answer. The producer repeats by itself what a lost connection
-left open, and its sequence numbers keep that from doubling. When it gives no answer at all, or
-when its numbers and the broker's have parted, it is thrown away with what it holds, and what is
-unanswered is an unknown outcome.
+left open, and its sequence numbers keep that from doubling.
+
+A batch that Kafka refuses, for one record in it or because it has lost what it knew of us, leaves
+those numbers apart from the broker's, and every batch after it is refused for that alone. So the
+producer is replaced then: what it still holds is answered first, and what was refused without
+fault of its own goes through the new one, in its order. A producer that gets no answers at all is
+thrown away with what it holds, and that is an unknown outcome.
 """
 
 from __future__ import annotations
@@ -20,11 +24,18 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
 
 from ...destination import Destination
-from ...errors import LimitExceeded, NotFound, OutcomeUnknown, QueuecastError, Unavailable
+from ...errors import (
+    LimitExceeded,
+    NotFound,
+    OutcomeUnknown,
+    QueuecastError,
+    TooLarge,
+    Unavailable,
+)
 from ...message import Properties
 from .content import Headers, to_headers
 from .control import Control
-from .failures import POISON, of_publish, reason, unroutable
+from .failures import POISON, REJECTIONS, of_publish, reason, unroutable
 from .names import publish_target
 from .requests import WRITE
 
@@ -35,30 +46,66 @@ MAX_PENDING = 10_000
 MAX_PENDING_BYTES = 64 << 20
 # Topics known to be there; clients choose names, so this must not grow for ever.
 _MAX_KNOWN = 10_000
-# Seconds for which a topic that was found is not looked up again: it may have been deleted.
+# Seconds for which what was found out of a topic holds: it may have been deleted, or changed.
 _KNOWN_FOR = 30.0
 # Records that the producer holds although their publishers have been told that nobody knows.
 _MAX_GIVEN_UP = 1000
-# A record alone may be larger than a batch. Topics say how large (max.message.bytes); the gateway
-# has its own limit (limits.message), so this only has to be larger than any of them.
+# How often a record goes through another producer without fault of its own.
+_MAX_TRIES = 3
+# Seconds for which a producer that is replaced may go on answering.
+_RETIREMENT = 5.0
+# The gateway has its own limit (limits.message), and topics theirs (max.message.bytes).
 _REQUEST_BYTES = 128 << 20
 _BATCH_BYTES = 64 << 10
 
 
 class _Outgoing:
-    """One publish under way."""
+    """One publish under way. create: a missing topic may come into being."""
 
-    __slots__ = ("alone", "body", "done", "headers", "key", "timestamp")
+    __slots__ = ("alone", "body", "create", "done", "headers", "key", "timestamp", "tries")
 
     def __init__(
-        self, key: bytes | None, body: bytes, headers: Headers, timestamp: int | None, done: Any
+        self,
+        key: bytes | None,
+        body: bytes,
+        headers: Headers,
+        timestamp: int | None,
+        create: bool,
+        done: asyncio.Future[None],
     ) -> None:
         self.key = key
         self.body = body
         self.headers = headers
         self.timestamp = timestamp
-        self.done: asyncio.Future[None] = done
+        self.create = create
+        self.done = done
         self.alone = False  # its batch was refused: once more, in one of its own
+        self.tries = 0
+
+    def fail(self, error: QueuecastError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class _Lane:
+    """A topic's publishes: to be sent, to be sent again first, and how many await an answer."""
+
+    __slots__ = ("again", "last", "queue", "running", "topic", "unanswered")
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.queue: deque[_Outgoing] = deque()
+        self.again: list[_Outgoing] = []
+        self.last: asyncio.Future[Any] | None = None
+        self.unanswered = 0
+        self.running = False
+
+    def fail(self, error: QueuecastError) -> None:
+        items = [*self.again, *self.queue]
+        self.again.clear()
+        self.queue.clear()
+        for item in items:
+            item.fail(error)
 
 
 class Publisher:
@@ -69,8 +116,10 @@ class Publisher:
         self._timeout = timeout
         self._producer: Any = None
         self._making: asyncio.Future[Any] | None = None
-        self._lanes: dict[tuple[str, bool], deque[_Outgoing]] = {}
+        self._retiring: asyncio.Task[None] | None = None
+        self._lanes: dict[str, _Lane] = {}
         self._known: dict[str, float] = {}
+        self._too_large: dict[str, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._pending_bytes = 0
@@ -78,7 +127,7 @@ class Publisher:
         self._answered_at = 0.0
         self._idle = asyncio.Event()
         self._given_up = 0
-        self.rebuilt = 0
+        self.replaced = 0
 
     async def publish(self, destination: Destination, body: bytes, properties: Properties) -> None:
         """Publish one message; see the broker interface."""
@@ -93,22 +142,35 @@ class Publisher:
                 f"{self._pending:,} publishes await Kafka's answer", "publish more slowly"
             )
         loop = asyncio.get_running_loop()
-        timestamp = None if properties.timestamp is None else properties.timestamp * 1000
+        size, until = self._too_large.get(target.topic, (0, 0.0))
+        if until > loop.time() and len(body) >= size:
+            error = kafka.MessageSizeTooLargeError()
+            raise of_publish(error, target.topic, len(body), self._control.user)
         item = _Outgoing(
             target.key.encode() if target.key else None,
             body,
             to_headers(properties),
-            timestamp,
+            None if properties.timestamp is None else properties.timestamp * 1000,
+            target.create,
             loop.create_future(),
         )
         self._pending += 1
         self._pending_bytes += len(body)
         try:
-            self._queue(target.topic, target.create, item)
+            lane = self._lanes.get(target.topic)
+            if lane is None:
+                lane = self._lanes[target.topic] = _Lane(target.topic)
+            lane.queue.append(item)
+            self._wake(lane)
             await self._answer(item)
         except NotFound:
             if destination.names_queue:
                 raise unroutable(target.topic) from None
+            raise
+        except TooLarge:
+            if len(self._too_large) >= _MAX_KNOWN:
+                self._too_large.clear()
+            self._too_large[target.topic] = (len(body), loop.time() + _KNOWN_FOR)
             raise
         finally:
             self._pending -= 1
@@ -130,39 +192,44 @@ class Publisher:
         # While others are answered it is this topic's partition alone that has no leader.
         self._given_up += 1
         silent = asyncio.get_running_loop().time() - self._answered_at > self._timeout
-        if silent or self._given_up > _MAX_GIVEN_UP:
-            self._spawn(self._discard("no answer"))
+        if self._producer is not None and (silent or self._given_up > _MAX_GIVEN_UP):
+            self._replace(self._producer, "it gets no answers", patience=0)
 
-    def _queue(self, topic: str, create: bool, item: _Outgoing) -> None:
-        lane = self._lanes.get((topic, create))
-        if lane is not None:
-            lane.append(item)
-            return
-        lane = self._lanes[topic, create] = deque((item,))
-        task = asyncio.create_task(self._run(topic, create, lane), name=f"publish to {topic}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    # -- a topic's lane -------------------------------------------------------------------
 
-    async def _run(self, topic: str, create: bool, lane: deque[_Outgoing]) -> None:
+    def _wake(self, lane: _Lane) -> None:
+        if not lane.running:
+            lane.running = True
+            self._spawn(self._run(lane), f"publish to {lane.topic}")
+
+    async def _run(self, lane: _Lane) -> None:
         """Hand a lane's records to the producer, in order, until there are none."""
         try:
-            while lane:
+            while lane.queue or lane.again:
                 try:
-                    await self._look_up(topic, create)
                     producer = await self._get()
+                    lane.queue.extendleft(reversed(lane.again))
+                    lane.again.clear()
+                    await self._look_up(lane.topic, lane.queue[0].create)
                 except QueuecastError as error:
-                    _fail(lane, error)
+                    lane.fail(error)
                     break
-                while lane and producer is self._producer:
-                    # It may have been given up while it waited.
-                    item = lane.popleft()
-                    if not item.done.done():
-                        await self._send(producer, topic, create, item)
+                while lane.queue and not lane.again and producer is self._producer:
+                    item = lane.queue.popleft()
+                    if not item.done.done():  # else it was given up while it waited
+                        await self._send(producer, lane, item)
         except Exception as error:
-            log.exception("publishing to %s failed", topic)
-            _fail(lane, QueuecastError(f"publishing failed: {error}"))
+            log.exception("publishing to %s failed", lane.topic)
+            lane.fail(QueuecastError(f"publishing failed: {error}"))
         finally:
-            del self._lanes[topic, create]
+            lane.running = False
+            self._forget(lane)
+
+    def _forget(self, lane: _Lane) -> None:
+        if lane.queue or lane.again:
+            self._wake(lane)
+        elif not lane.unanswered and not lane.running:
+            self._lanes.pop(lane.topic, None)
 
     async def _look_up(self, topic: str, create: bool) -> None:
         now = asyncio.get_running_loop().time()
@@ -173,50 +240,64 @@ class Publisher:
             self._known.clear()
         self._known[topic] = now + _KNOWN_FOR
 
-    async def _send(self, producer: Any, topic: str, create: bool, item: _Outgoing) -> None:
-        if item.alone:
-            await producer.flush()
+    async def _send(self, producer: Any, lane: _Lane, item: _Outgoing) -> None:
+        if item.alone and lane.last is not None and not lane.last.done():
+            await asyncio.wait((lane.last,))
+            if lane.again:
+                lane.again.append(item)
+                return
         try:
             sent = await producer.send(
-                topic,
+                lane.topic,
                 item.body,
                 key=item.key,
                 timestamp_ms=item.timestamp,
                 headers=item.headers,
             )
-        except (kafka.KafkaError, OSError, TimeoutError, AssertionError) as error:
-            self._failed(producer, topic, item, error)
+        except kafka.ProducerClosed:
+            lane.again.append(item)  # it was replaced before it took this one
             return
-
-        def answered(future: Any) -> None:
-            error = kafka.ProducerClosed() if future.cancelled() else future.exception()
-            self._answered_at = asyncio.get_running_loop().time()
-            if isinstance(error, kafka.InvalidTimestampError) and not item.alone:
-                # Kafka refuses a batch for one record in it; the others are innocent.
-                item.alone = True
-                self._queue(topic, create, item)
-            elif error is not None:
-                self._failed(producer, topic, item, error)
-            elif not item.done.done():
-                item.done.set_result(None)
-
-        sent.add_done_callback(answered)
+        except (kafka.KafkaError, OSError, TimeoutError, AssertionError) as error:
+            self._failed(producer, lane, item, error)
+            return
+        lane.last = sent
+        lane.unanswered += 1
+        sent.add_done_callback(lambda future: self._answered(producer, lane, item, future))
         if item.alone:
             await asyncio.wait((sent,))
 
-    def _failed(self, producer: Any, topic: str, item: _Outgoing, error: BaseException) -> None:
-        if isinstance(error, POISON) and producer is self._producer:
-            self._spawn(self._discard(reason(error)))
+    def _answered(self, producer: Any, lane: _Lane, item: _Outgoing, future: Any) -> None:
+        lane.unanswered -= 1
+        self._answered_at = asyncio.get_running_loop().time()
+        error = kafka.ProducerClosed() if future.cancelled() else future.exception()
+        if error is not None:
+            self._failed(producer, lane, item, error)
+        elif not item.done.done():
+            item.done.set_result(None)
+        self._forget(lane)
+
+    def _failed(self, producer: Any, lane: _Lane, item: _Outgoing, error: BaseException) -> None:
+        innocent = isinstance(error, POISON)
+        if isinstance(error, REJECTIONS):
+            innocent, item.alone = not item.alone, True
+        if isinstance(error, (*POISON, *REJECTIONS)):
+            self._replace(producer, reason(error))
         if isinstance(error, kafka.UnknownTopicOrPartitionError):
-            self._known.pop(topic, None)
-        if not item.done.done():
-            size = len(item.body)
-            item.done.set_exception(of_publish(error, topic, size, self._control.user))
+            self._known.pop(lane.topic, None)
+        if innocent and item.tries < _MAX_TRIES and not item.done.done():
+            item.tries += 1
+            lane.again.append(item)
+            self._wake(lane)
+            return
+        item.fail(of_publish(error, lane.topic, len(item.body), self._control.user))
 
     # -- the producer ---------------------------------------------------------------------
 
     async def _get(self) -> Any:
         """Return the producer, made when there is none; raises Unavailable."""
+        if self._retiring is not None:
+            await asyncio.shield(self._retiring)  # else what it holds could be overtaken
+            self._retiring = None
         while self._producer is None:
             if self._making is None:
                 self._making = asyncio.ensure_future(self._make())
@@ -248,18 +329,25 @@ class Publisher:
             raise
         return producer
 
-    async def _discard(self, why: str) -> None:
-        """Throw the producer away, with what it holds."""
-        producer, self._producer = self._producer, None
-        if producer is None:
+    def _replace(self, producer: Any, why: str, patience: float = _RETIREMENT) -> None:
+        """Have the next records go through a new producer; patience: seconds for the old one."""
+        if producer is not self._producer:
             return
-        self.rebuilt += 1
+        self._producer = None
         self._given_up = 0
-        log.warning("a new producer is made: %s", why)
-        await _end(producer)
+        self.replaced += 1
+        log.info("the producer is replaced: %s", why)
+        self._retiring = asyncio.create_task(self._retire(producer, patience))
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.create_task(work)
+    async def _retire(self, producer: Any, patience: float) -> None:
+        with contextlib.suppress(TimeoutError, kafka.KafkaError):
+            await asyncio.wait_for(producer.flush(), patience)
+        await _end(producer)
+        # What it failed to send is asked for again by callbacks that run after this.
+        await asyncio.sleep(0)
+
+    def _spawn(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -272,18 +360,13 @@ class Publisher:
                 await asyncio.wait_for(self._idle.wait(), grace)
         for task in list(self._tasks):
             task.cancel()
-        for lane in self._lanes.values():
-            _fail(lane, OutcomeUnknown("the gateway is closing", "it may or may not have it"))
+        for lane in list(self._lanes.values()):
+            lane.fail(OutcomeUnknown("the gateway is closing", "it may or may not have it"))
+        if self._retiring is not None:
+            await self._retiring
         producer, self._producer = self._producer, None
         if producer is not None:
             await _end(producer)
-
-
-def _fail(lane: deque[_Outgoing], error: QueuecastError) -> None:
-    while lane:
-        item = lane.popleft()
-        if not item.done.done():
-            item.done.set_exception(error)
 
 
 async def _end(producer: Any) -> None:
