@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import admin as administration
 
 from tests.support.kafka import Kafka
 from tests.support.servers import unique

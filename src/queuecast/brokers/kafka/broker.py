@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Sequence
 
 from aiokafka import errors as kafka
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from ...delivery import Consumer, DeliverySink
 from ...destination import Destination
-from ...errors import ConfigError, Conflict, NotFound, QueuecastError, Unavailable, Unsupported
+from ...errors import Conflict, NotFound, QueuecastError, Unavailable, Unsupported
 from ...message import NO_PROPERTIES, Properties
 from ..base import DEFAULT_PREFETCH, ExchangeSpec, FeedReader, FeedSink, QueueSpec, TopicSpec
 from .address import Address
 from .control import PING, Control
-from .failures import of_reading, reason
 from .live import Live
 from .names import feed_target
 from .publisher import Publisher
@@ -99,7 +96,7 @@ class KafkaBroker:
 
     async def _create(self, topics: Sequence[TopicSpec]) -> None:
         """Create the topics that are missing; raises Conflict, ConfigError, Refused."""
-        missing = []
+        missing: list[TopicSpec] = []
         for spec in topics:
             try:
                 found = await self._control.topic(spec.name, create=False)
@@ -114,30 +111,7 @@ class KafkaBroker:
                 )
         if not missing:
             return
-        admin = AIOKafkaAdminClient(client_id="queuecast", **self._control.options)
-        try:
-            await admin.start()
-            answer = await admin.create_topics(
-                [
-                    NewTopic(
-                        spec.name,
-                        spec.partitions or -1,
-                        spec.replication or -1,
-                        topic_configs=dict(spec.settings),
-                    )
-                    for spec in missing
-                ]
-            )
-        except (kafka.KafkaError, OSError, TimeoutError) as error:
-            raise of_reading(error, "create topics", self._address.user) from None
-        finally:
-            with contextlib.suppress(kafka.KafkaError, OSError):
-                await admin.close()
-        for name, code, *text in answer.topic_errors:
-            meant = kafka.for_code(code)
-            if code and meant is not kafka.TopicAlreadyExistsError:
-                said = (text and text[0]) or reason(meant())
-                raise ConfigError(f"topic {name!r} cannot be created: {said}", "see [[topic]]")
+        await self._control.create(missing)
 
     async def publish(
         self,

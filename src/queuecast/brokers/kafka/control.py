@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2s
 from typing import Any
@@ -19,12 +19,14 @@ from typing import Any
 from aiokafka import errors as kafka
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.commit import OffsetFetchRequest
 
-from ...errors import QueuecastError, Unavailable
+from ...errors import ConfigError, QueuecastError, Unavailable
+from ..base import TopicSpec
 from .address import Address
 from .failures import invalid_name, missing, of_connecting, of_reading, reason, refused
-from .requests import READ, UNKNOWN_OPERATIONS, WRITE, TopicsRequest
+from .requests import READ, UNKNOWN_OPERATIONS, WRITE, CreateRequest, TopicsRequest
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,11 @@ PING = 2.0
 # How long one answer may take.
 ANSWER = 10.0
 # A topic that the cluster creates on demand is not there at once.
-_CREATION = 5.0
-_LEADER_NOT_AVAILABLE, _UNKNOWN_TOPIC, _INVALID_TOPIC, _REFUSED = 5, 3, 17, 29
+_CREATION = 4.0
+# Error and resource codes of Kafka's protocol.
+_LEADER_NOT_AVAILABLE, _UNKNOWN_TOPIC, _INVALID_TOPIC, _EXISTS = 5, 3, 17, 36
+_REFUSED, _CLUSTER_REFUSED = 29, 31
+_BROKER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class Control:
         self._watches: dict[str, list[Watch]] = {}
         self._known: dict[str, Topic] = {}
         self._groups: dict[str, int] = {}  # the coordinator's node, by group
+        self._creates: bool | None = None
         self.ready = False
         self.status = "not started"
         self.options = address.options()
@@ -151,6 +157,7 @@ class Control:
     async def _drop(self) -> None:
         client, self._client = self._client, None
         self._groups.clear()
+        self._creates = None
         if client is not None:
             await client.close()
 
@@ -245,7 +252,7 @@ class Control:
                 raise invalid_name(name)
             if topic is not None and topic.partitions:
                 break
-            waits = create or code == _LEADER_NOT_AVAILABLE
+            waits = code == _LEADER_NOT_AVAILABLE or (create and await self._creates_topics())
             if not waits or asyncio.get_running_loop().time() > deadline:
                 raise missing(name)
             await asyncio.sleep(delay)
@@ -253,6 +260,34 @@ class Control:
         if not topic.allows(operation):
             raise refused(what, self.user)
         return topic
+
+    async def create(self, topics: Sequence[TopicSpec]) -> None:
+        """Create topics; one that is there is left as it is.
+
+        Raises ConfigError, Refused, Unavailable.
+        """
+        asked: list[Any] = [
+            (each.name, each.partitions or -1, each.replication or -1, [], [*each.settings.items()])
+            for each in topics
+        ]
+        answer = await self._ask(CreateRequest(asked, self._answer), "create topics")
+        for name, code, text in answer.topic_errors:
+            if code in (_REFUSED, _CLUSTER_REFUSED):
+                raise refused(f"create topic {name!r}", self.user)
+            if code not in (0, _EXISTS):
+                said = text or reason(kafka.for_code(code)())
+                raise ConfigError(f"topic {name!r} cannot be created: {said}", "see [[topic]]")
+
+    async def _creates_topics(self) -> bool:
+        """Ask whether the cluster creates topics by itself; yes if it does not tell."""
+        if self._creates is None:
+            self.require()
+            node = self._client.get_random_node()  # each broker tells its own
+            asked = DescribeConfigsRequest([(_BROKER, str(node), ["auto.create.topics.enable"])])
+            answer = await self._ask(asked, "tell its settings", node)
+            values = [entry[1] for each in answer.resources for entry in each[4]]
+            self._creates = "false" not in values
+        return self._creates
 
     async def _topics(
         self, names: list[str], *, create: bool
@@ -323,16 +358,17 @@ class Control:
         if not self.ready:
             raise Unavailable(f"Kafka is away: {self.status}")
 
-    async def _ask(self, request: Any, what: str) -> Any:
+    async def _ask(self, request: Any, what: str, node: int | None = None) -> Any:
+        """Return the answer of a broker, of any by default; raises Unavailable."""
         client = self._client
         if client is None:
             raise Unavailable(f"Kafka is away: {self.status}")
         error: BaseException = kafka.NodeNotReadyError("no broker answers")
         nodes = [broker.nodeId for broker in client.cluster.brokers()]
         random.shuffle(nodes)
-        for node in nodes:
+        for each in nodes if node is None else [node]:
             try:
-                return await asyncio.wait_for(client.send(node, request), self._answer)
+                return await asyncio.wait_for(client.send(each, request), self._answer)
             except (TimeoutError, kafka.KafkaError, OSError) as caught:
                 error = caught
         raise Unavailable(f"Kafka could not {what}: {reason(error)}")

@@ -35,7 +35,7 @@ from ...errors import (
 from ...message import Properties
 from .content import Headers, to_headers
 from .control import Control
-from .failures import POISON, REJECTIONS, of_publish, reason, unroutable
+from .failures import POISON, REJECTIONS, of_publish, of_reading, reason, unroutable
 from .names import publish_target
 from .requests import WRITE
 
@@ -207,10 +207,14 @@ class Publisher:
         try:
             while lane.queue or lane.again:
                 try:
-                    producer = await self._get()
+                    if self._retiring is not None:
+                        # Else what it still holds could be overtaken.
+                        await asyncio.shield(self._retiring)
+                        self._retiring = None
                     lane.queue.extendleft(reversed(lane.again))
                     lane.again.clear()
                     await self._look_up(lane.topic, lane.queue[0].create)
+                    producer = await self._get()
                 except QueuecastError as error:
                     lane.fail(error)
                     break
@@ -294,10 +298,7 @@ class Publisher:
     # -- the producer ---------------------------------------------------------------------
 
     async def _get(self) -> Any:
-        """Return the producer, made when there is none; raises Unavailable."""
-        if self._retiring is not None:
-            await asyncio.shield(self._retiring)  # else what it holds could be overtaken
-            self._retiring = None
+        """Return the producer, made when there is none; raises Refused, Unavailable."""
         while self._producer is None:
             if self._making is None:
                 self._making = asyncio.ensure_future(self._make())
@@ -305,7 +306,7 @@ class Publisher:
             try:
                 self._producer = await asyncio.shield(making)
             except (kafka.KafkaError, OSError, TimeoutError) as error:
-                raise Unavailable(f"Kafka is away: {reason(error)}") from None
+                raise of_reading(error, "make a producer", self._control.user) from None
             finally:
                 if making.done():
                     self._making = None

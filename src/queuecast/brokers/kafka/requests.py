@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from aiokafka.protocol.abstract import AbstractType
+from aiokafka.protocol.admin import CreateTopicsRequest_v3, CreateTopicsResponse_v3
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest_v4, MetadataRequest_v5
 from aiokafka.protocol.types import (
@@ -27,6 +28,34 @@ READ = 1 << 3
 WRITE = 1 << 4
 # What a broker answers that was not asked, or does not say.
 UNKNOWN_OPERATIONS = -(1 << 31)
+
+
+class CreateTopicsResponse_v4(Response):  # type: ignore[misc]
+    API_KEY = 19
+    API_VERSION = 4
+    SCHEMA = CreateTopicsResponse_v3.SCHEMA
+
+
+class CreateTopicsRequest_v4(RequestStruct):  # type: ignore[misc]
+    """The first version in which -1 partitions or replicas are the cluster's default."""
+
+    API_KEY = 19
+    API_VERSION = 4
+    RESPONSE_TYPE = CreateTopicsResponse_v4
+    SCHEMA = CreateTopicsRequest_v3.SCHEMA
+
+
+class CreateRequest(Request[CreateTopicsRequest_v4]):  # type: ignore[misc]
+    """Create topics: (name, partitions, replication, [], [(setting, value)]) each."""
+
+    API_KEY = 19
+
+    def __init__(self, topics: list[Any], timeout: float) -> None:
+        self._topics = topics
+        self._timeout = int(timeout * 1000)
+
+    def build(self, request_struct_class: Any) -> Any:
+        return request_struct_class(self._topics, self._timeout, False)
 
 
 class Uuid(AbstractType):  # type: ignore[misc]
