@@ -22,7 +22,7 @@ from tests.support.kafka import Kafkas
 BROKERS: list[Any] = [
     "embedded",
     *(pytest.param(name, marks=pytest.mark.rabbitmq) for name in RABBITS),
-    pytest.param("kafka", marks=pytest.mark.kafka),
+    pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.timeout(400)]),
 ]
 
 # exchanges: of several types, to be declared. queues: with settings, bindings and dead letters.

@@ -9,9 +9,8 @@ from tests.contract.sinks import DeliveryList, FeedList
 
 D = Destination.parse
 
-pytestmark = pytest.mark.parametrize(
-    "kind", [pytest.param("kafka", marks=pytest.mark.kafka)], indirect=True
-)
+KAFKA = pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.timeout(400)])
+pytestmark = pytest.mark.parametrize("kind", [KAFKA], indirect=True)
 
 
 async def test_no_exchanges_and_queues_are_declared(broker: Broker, name: str) -> None:

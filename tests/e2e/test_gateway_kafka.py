@@ -21,7 +21,8 @@ from tests.support.servers import unique
 from tests.support.sinks import eventually
 from tests.support.streams import Enveloped, aiohttp_socket, audience
 
-pytestmark = pytest.mark.kafka
+# A busy machine takes a minute to start Kafka.
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 
 
 @pytest.fixture

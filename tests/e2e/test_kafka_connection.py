@@ -31,7 +31,8 @@ from tests.support.proxy import TcpProxy
 from tests.support.servers import unique
 from tests.support.sinks import eventually
 
-pytestmark = pytest.mark.kafka
+# A busy machine takes a minute to start Kafka.
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 
 D = Destination.parse
 

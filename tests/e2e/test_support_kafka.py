@@ -7,7 +7,8 @@ from confluent_kafka import Consumer, Producer
 
 from tests.support.kafka import Kafka, KafkaServer
 
-pytestmark = pytest.mark.kafka
+# A busy machine takes a minute to start Kafka.
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 
 
 def produce(kafka: Kafka, topic: str, *bodies: bytes) -> None:
