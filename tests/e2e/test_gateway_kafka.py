@@ -321,6 +321,22 @@ async def test_a_timestamp_that_kafka_refuses_is_its_publishers_own(
     assert bodies == {b"%d" % n for n in range(10) if n != 5}
 
 
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+async def test_compressed_records_are_read(
+    gw: RunningGateway, kafka: Kafka, compression: str
+) -> None:
+    topic = await asyncio.to_thread(create, kafka)
+    publisher = Publisher(kafka, **{"compression.type": compression, "linger.ms": 20})
+    async with sse(f"{gw.url}/sse/topic/{topic}") as stream:
+        for number in range(50):
+            publisher.send(topic, b"%d " % number + b"x" * 500)
+        await asyncio.to_thread(publisher.flush)
+        live = await stream.data(50)
+    async with sse(f"{gw.url}/sse/topic/{topic}?since=first") as stream:
+        assert await stream.data(50) == live
+    assert [int(each.split()[0]) for each in live] == list(range(50))
+
+
 async def test_kafkas_own_console_and_producer(kafka_own: KafkaServer) -> None:
     topic = await asyncio.to_thread(create, kafka_own)
     async with (
