@@ -51,6 +51,7 @@ class Group:
         self.name = name
         self._control = control
         self._topic = topic.name
+        self._epoch = topic.epoch
         self._linger = linger
         self._subscribers: deque[Subscriber] = deque()
         self._windows: dict[int, Window] = {}
@@ -345,6 +346,10 @@ class Group:
         self._missing = self._missing + 1 if topic is None else 0
         if self._missing > 1:
             self._fail(missing(self._topic))
+        elif topic is not None and topic.epoch != self._epoch:
+            # Its offsets are others: what is in the windows has no meaning any more.
+            self._epoch = topic.epoch
+            self._broken = Unavailable(f"the topic {topic.name} was deleted and made anew")
 
     def _fail(self, error: QueuecastError) -> None:
         """End the group for all its subscribers."""

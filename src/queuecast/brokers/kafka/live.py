@@ -57,6 +57,8 @@ class Live:
                 if feed is None:
                     following = await self._records.ends(name, topic.partitions)
                     self._require_open()
+                    feed = self._feeds.get(name)
+                if feed is None:
                     feed = self._feeds[name] = TopicFeed(topic, following)
                     self._forget[name] = self._control.watch(
                         topic, lambda now: self._changed(name, now)

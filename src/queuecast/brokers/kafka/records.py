@@ -136,7 +136,9 @@ class Records:
         try:
             run = await asyncio.wait_for(asyncio.shield(waiting), _ANSWER)
         except TimeoutError:
-            raise Unavailable(f"Kafka did not answer for topic {topic!r}") from None
+            error = Unavailable(f"Kafka did not answer for topic {topic!r}")
+            self._give_up(tp, offset, error)
+            raise error from None
         self._keep(place, run)
         return run
 
@@ -166,6 +168,15 @@ class Records:
             self._firsts[old].remove(first)
             if not self._firsts[old]:
                 del self._firsts[old]
+
+    def _give_up(self, tp: Any, offset: int, error: Unavailable) -> None:
+        """Stop asking for an offset: the topic may be gone."""
+        if self._active.get(tp) == offset:
+            self._settle(tp, error=error)
+        waiting = self._wanted.get(tp, {}).pop(offset, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
+            waiting.exception()
 
     def _begin(self, tp: Any) -> None:
         """Let the consumer fetch what is wanted of a partition next."""
@@ -232,7 +243,8 @@ class Records:
         if offset is None:
             return
         # Before anything else runs, so that nothing is fetched ahead.
-        self._consumer.pause(tp)
+        if tp in self._consumer.assignment():
+            self._consumer.pause(tp)
         waiting = self._wanted[tp].pop(offset)
         if not waiting.done():
             if run is not None:
