@@ -173,7 +173,8 @@ class Records:
         """Stop asking for an offset: the topic may be gone."""
         if self._active.get(tp) == offset:
             self._settle(tp, error=error)
-        waiting = self._wanted.get(tp, {}).pop(offset, None)
+        wanted = self._wanted.get(tp)
+        waiting = wanted.pop(offset, None) if wanted else None
         if waiting is not None and not waiting.done():
             waiting.set_exception(error)
             waiting.exception()
