@@ -154,6 +154,11 @@ def _check_broker(config: Config) -> None:
         if config.topics:
             raise ConfigError("topic[0]: only Kafka has topics", "use [[queue]] and [[exchange]]")
         return
+    if config.server.demo:
+        raise ConfigError(
+            "server.demo: the demo pages use patterns of topics, which Kafka does not have",
+            "show them with broker.url = embedded:",
+        )
     for table, tables, hint in (
         ("exchange", config.exchanges, "/exchange/TOPIC/PATTERN reads a topic's records by key"),
         ("queue", config.queues, "/queue/TOPIC is a consumer group; [[topic]] creates a topic"),

@@ -142,6 +142,10 @@ def test_lists_and_tables_in_the_environment(tmp_path: Path) -> None:
             ["queue[0]", "Kafka has nothing like", "/queue/TOPIC"],
         ),
         (
+            "[broker]\nurl = 'kafka://h'\n[server]\ndemo = true",
+            ["server.demo", "patterns of topics", "embedded:"],
+        ),
+        (
             "[broker]\nurl = 'kafka://h'\n[[exchange]]\nname = 'a'",
             ["exchange[0]", "Kafka has nothing like", "/exchange/TOPIC/PATTERN"],
         ),

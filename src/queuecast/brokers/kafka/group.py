@@ -72,7 +72,13 @@ class Group:
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._holds = 0  # subscribers on their way in
         self.closed = False
+        self._ended = asyncio.Event()
         self.trouble = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has left, with everything committed."""
+        return self._ended.is_set()
 
     # -- subscribers ----------------------------------------------------------------------
 
@@ -117,8 +123,9 @@ class Group:
 
     def _end_soon(self) -> None:
         self._idle = None
-        if not self._subscribers and not self._holds:
-            self._ending = asyncio.ensure_future(self.close())
+        if not self._subscribers and not self._holds and not self.closed:
+            self.closed = True  # at once: who comes now gets a group of its own
+            self._ending = asyncio.ensure_future(self._finish())
 
     def give_back(self, items: Iterable[Item]) -> None:
         """Take records back that are to be delivered again, to whoever has room."""
@@ -375,8 +382,18 @@ class Group:
     async def close(self) -> None:
         """Commit, and leave the group at once, so that others need not wait for a timeout."""
         if self.closed:
+            await self._ended.wait()
             return
         self.closed = True
+        await self._finish()
+
+    async def _finish(self) -> None:
+        try:
+            await self._leave()
+        finally:
+            self._ended.set()
+
+    async def _leave(self) -> None:
         self._forget()
         if self._idle is not None:
             self._idle.cancel()

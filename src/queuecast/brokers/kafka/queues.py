@@ -6,7 +6,7 @@ import asyncio
 
 from ...delivery import Consumer, DeliverySink
 from ...destination import Destination
-from ...errors import Unavailable
+from ...errors import LimitExceeded, Unavailable
 from .control import Control
 from .group import Group
 from .names import queue_target
@@ -42,11 +42,14 @@ class Queues:
         await self._control.committed(name, topic.name, [0])
         if self._closed:
             raise Unavailable("the gateway is closing its connection to Kafka")
-        group = self._groups.get(name)
-        if group is None or group.closed:
-            self._groups = {key: each for key, each in self._groups.items() if not each.closed}
+        while (group := self._groups.get(name)) is not None and group.closed:
+            await group.close()  # what it knew is committed then, and it has left
+            if self._groups.get(name) is group:
+                del self._groups[name]
+        if group is None:
+            self._groups = {key: each for key, each in self._groups.items() if not each.ended}
             if len(self._groups) >= MAX_GROUPS:
-                raise Unavailable(f"{MAX_GROUPS} topics are consumed already")
+                raise LimitExceeded(f"{MAX_GROUPS} topics are consumed already")
             group = self._groups[name] = Group(self._control, topic, name, self._linger)
         return await group.join(sink, prefetch, _PATIENCE)
 
