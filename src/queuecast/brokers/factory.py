@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from ..delivery import DeliveryBudget
 from ..errors import ConfigError
 from ..retention import RetainRule
-from .base import Broker
+from .base import Broker, TopicSpec
 
 if TYPE_CHECKING:
     from .embedded.keeper import Keeper
@@ -41,6 +41,14 @@ class HistoryLimits:
     bytes: int = 64 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """What only Kafka has: the prefix of consumer groups, and topics to create."""
+
+    group: str = "queuecast"
+    topics: Sequence[TopicSpec] = ()
+
+
 def make_broker(
     url: str,
     *,
@@ -48,6 +56,7 @@ def make_broker(
     history: HistoryLimits | None = None,
     deliveries: DeliveryBudget | None = None,
     keeping: Keeping | None = None,
+    kafka: KafkaSettings | None = None,
 ) -> Broker:
     """Return the broker of a URL, not yet started.
 
@@ -74,10 +83,16 @@ def make_broker(
         from .rabbitmq.broker import RabbitBroker
 
         return RabbitBroker(url, cafile=cafile or None, deliveries=deliveries, retain=keeping.rules)
-    if scheme == "kafka":
-        raise ConfigError("kafka:// is not supported yet", "use embedded: or amqp://")
+    if scheme in ("kafka", "kafkas"):
+        if find_spec("aiokafka") is None:
+            raise ConfigError(f"{scheme}:// needs aiokafka", "pip install 'queuecast[kafka]'")
+        from .kafka.broker import KafkaBroker
+
+        settings = kafka or KafkaSettings()
+        return KafkaBroker(url, cafile=cafile or None, group=settings.group, topics=settings.topics)
     raise ConfigError(
-        f"broker.url has the unknown scheme {scheme!r}", "use embedded:, amqp:// or amqps://"
+        f"broker.url has the unknown scheme {scheme!r}",
+        "use embedded:, amqp://, amqps://, kafka:// or kafkas://",
     )
 
 
