@@ -23,6 +23,7 @@ D = Destination.parse
 Q = D("/queue/q")
 PERSISTENT = Properties(persistent=True)
 
+
 async def consume(
     broker: EmbeddedBroker, where: Destination = Q, prefetch: int = 100
 ) -> DeliveryList:
