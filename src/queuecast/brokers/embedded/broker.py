@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...destination import Destination, Kind
@@ -41,6 +40,7 @@ from . import death, history
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
 from .consumer import QueueConsumer
+from .counts import Counts, QueueCounts
 from .exchange import Exchange
 from .feed import Feed
 from .history import History
@@ -72,27 +72,6 @@ class _Routed(NamedTuple):
     taken: int
     refused: str | None
     done: asyncio.Future[None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class QueueCounts:
-    """What is in a queue now."""
-
-    ready: int
-    unacked: int
-    consumers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What is in the broker now; bytes are estimates."""
-
-    exchanges: int
-    queues: dict[str, QueueCounts]
-    feeds: int
-    offset: int
-    queue_bytes: int
-    history_bytes: int
 
 
 class EmbeddedBroker:
