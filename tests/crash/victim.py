@@ -250,6 +250,8 @@ class _Quiet:
 
     def gap(self, reason: str, start: Sequence[Mark] | None = None) -> None: ...
 
+    def widen(self, marks: Sequence[Mark]) -> None: ...
+
     def fail(self, error: QueuecastError) -> None: ...
 
 
@@ -279,6 +281,8 @@ class _StreamReader:
         asyncio.get_running_loop().call_later(0.002, self.consumer.ack, delivery.tag)
 
     def reset(self) -> None: ...
+
+    def gap(self, reason: str) -> None: ...
 
     def cancelled(self, error: QueuecastError) -> None:
         self._note("failed", str(error))
@@ -321,6 +325,8 @@ class _Worker:
             self._consumer.ack(delivery.tag)
 
     def reset(self) -> None: ...
+
+    def gap(self, reason: str) -> None: ...
 
     def cancelled(self, error: QueuecastError) -> None:
         self._life.note("failed", str(error))
