@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from tests.crash.victim import RULES
+from tests.crash.victim import RULES, STREAM_BYTES
 
 # Where a message published to a destination is to be found.
 QUEUES = {
     "/queue/work": "work",
     "/queue/one": "one",
     "/queue/short": "short",
+    "/queue/limited": "limited",
     "/exchange/events/a": "copy",
 }
 RETAINED = {"/topic/kept.a": 0, "/topic/kept.b": 0, "/topic/few.a": 1}
 SHORT = 5
+# More than the weight of any message that is published.
+_LARGEST = 6_000
 
 
 class _Queue:
@@ -33,14 +37,18 @@ class _Queue:
         self.seen: set[int] = set()
         self.gone: set[int] = set()
 
-    def start(self, entries: list[tuple[int, bool]]) -> int:
-        """Compare with what is there after a kill; returns how many were seen before."""
+    def start(self, entries: list[tuple[int, bool]], elsewhere: Set[int] = frozenset()) -> int:
+        """Compare with what is there after a kill; returns how many were seen before.
+
+        elsewhere: messages that became letters.
+        """
         numbers = [number for number, _ in entries]
         there = set(numbers)
         assert len(there) == len(numbers), f"{self.name}: a message is there twice"
         # Letters come in the order in which they died.
         assert self.name == "dead" or numbers == sorted(numbers), f"{self.name}: order was lost"
-        missing = self.due - self.settled - there
+        assert not there & elsewhere, f"{self.name}: alive and a letter: {there & elsewhere}"
+        missing = self.due - self.settled - there - elsewhere
         if self.name == "short" and len(there) == SHORT:
             missing = {number for number in missing if number > min(there)}
         assert not missing, f"{self.name}: answered and lost: {sorted(missing)[:5]}"
@@ -60,6 +68,49 @@ class _Queue:
         self.seen.add(number)
 
 
+class _Stream:
+    """The stream's messages by offset; numbers grow with them.
+
+    due: answered, and there at the last start.
+    """
+
+    def __init__(self) -> None:
+        self.due: set[int] = set()
+        self._numbers: dict[int, int] = {}  # by offset
+        self._offsets: dict[int, int] = {}  # by number
+        self._read = -1
+
+    def start(self, kept: list[tuple[int, int, int]]) -> None:
+        """Compare with offsets, numbers and weights that are there after a kill."""
+        there = [number for _, number, _ in kept]
+        assert there == sorted(set(there)), "stream: order was lost"
+        for offset, number, _ in kept:
+            self._place(offset, number)
+        first = kept[0][0] if kept else max(self._numbers, default=-1) + 1
+        known = {number for offset, number in self._numbers.items() if offset >= first}
+        assert known <= set(there), f"stream: seen and lost: {sorted(known - set(there))[:5]}"
+        missing = self.due - set(there)
+        newer = {number for number in missing if there and number > there[0]}
+        assert not newer, f"stream: answered and lost: {sorted(newer)[:5]}"
+        if missing:
+            used = sum(weight for _, _, weight in kept)
+            assert used > STREAM_BYTES - _LARGEST, f"stream: only {used} bytes are left"
+        self.due = set(there)
+        self._read = -1
+
+    def read(self, offset: int, number: int) -> None:
+        """Take what a reader got that began at the first message."""
+        assert offset > self._read, f"stream: offset {offset} after {self._read}"
+        self._read = offset
+        self._place(offset, number)
+
+    def _place(self, offset: int, number: int) -> None:
+        known = self._numbers.setdefault(offset, number)
+        assert known == number, f"stream: offset {offset} was {known}'s, and is {number}'s"
+        place = self._offsets.setdefault(number, offset)
+        assert place == offset, f"stream: {number} was at {place} and is at {offset}"
+
+
 class Judge:
     """All lives on one directory."""
 
@@ -70,6 +121,7 @@ class Judge:
         self._epoch = ""
         self._is_declared = False
         self._queues: dict[str, _Queue] = {}
+        self._stream = _Stream()
         self._rejected: set[int] = set()
         # What was settled in this life, in order; how much of it a message's answer covers, which
         # was sent after it; and how much is certain.
@@ -99,7 +151,12 @@ class Judge:
     # What the store had at a start
 
     def _on_started(
-        self, epoch: str, offset: int, queues: dict[str, list[Any]], retained: list[Any]
+        self,
+        epoch: str,
+        offset: int,
+        queues: dict[str, list[Any]],
+        retained: list[Any],
+        stream: list[Any],
     ) -> None:
         self.lives += 1
         assert self._epoch in ("", epoch), "the epoch changed"
@@ -117,10 +174,13 @@ class Judge:
             entries = queues.get(name, ())
             assert all(number != each for each, _ in entries), f"{name}: {number} was settled"
         self._settled, self._covers, self._certain = [], {}, 0
-        for name in ("work", "one", "short", "copy", "dead"):
+        letters = dead | self._queue("dead").settled | self._queue("dead").gone
+        for name in ("work", "one", "short", "copy", "limited", "dead"):
             assert name in queues or not self._is_declared, f"queue {name} is gone"
             entries = [(number, mark) for number, mark in queues.get(name, ())]
-            self.seen_again += self._queue(name).start(entries)
+            elsewhere = letters if name == "limited" else frozenset()
+            self.seen_again += self._queue(name).start(entries, elsewhere)
+        self._stream.start([(offset, number, size) for offset, number, size in stream])
         for rule, (floor, rows) in enumerate(retained):
             self._check_retained(rule, floor, rows)
 
@@ -167,6 +227,8 @@ class Judge:
             self._certain = max(self._certain, self._covers[number])
         if where in RETAINED:
             self._retained[RETAINED[where]][self._offsets[number]] = number
+        elif where == "/amq/queue/stream":
+            self._stream.due.add(number)
         elif where in QUEUES and persistent:
             self._queue(QUEUES[where]).due.add(number)
 
@@ -174,6 +236,9 @@ class Judge:
         assert offset > self._last_fed, f"offset {offset} after {self._last_fed}"
         self._last_fed = offset
         self._place(offset, number)
+
+    def _on_streamed(self, offset: int, number: int) -> None:
+        self._stream.read(offset, number)
 
     def _on_delivered(self, queue: str, number: int, redelivered: bool) -> None:
         self._queue(queue).deliver(number, redelivered)

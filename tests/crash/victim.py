@@ -18,11 +18,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from queuecast.brokers.base import BindingSpec, ExchangeSpec, FeedReader, HistoryReader, QueueSpec
+from queuecast.brokers.base import (
+    BindingSpec,
+    ConsumeSpec,
+    ExchangeSpec,
+    FeedReader,
+    HistoryReader,
+    QueueSpec,
+)
 from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.brokers.embedded.keeper import Keeper
 from queuecast.brokers.embedded.queue import Queue
 from queuecast.brokers.embedded.store import Store
+from queuecast.brokers.embedded.stream import Stream
 from queuecast.delivery import Consumer, Delivery
 from queuecast.destination import Destination
 from queuecast.errors import QueuecastError
@@ -36,7 +44,10 @@ RULES = (
     RetainRule(D("/topic/kept.#"), messages=400, bytes=1 << 30),
     RetainRule(D("/topic/few.#"), messages=30, bytes=20_000),
 )
+# A few dozen messages of a stream: most that is published there goes from its front.
+STREAM_BYTES = 60_000
 LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+STREAM = {"x-queue-type": "stream", "x-max-length-bytes": STREAM_BYTES}
 # Ways to die: some time after the process began, or after it had read the store; before a COMMIT,
 # some time into one, before the BEGIN after it (written, and nobody was told), or in the middle of
 # a statement.
@@ -77,6 +88,7 @@ class _Life:
     async def live(self) -> None:
         broker = self.broker
         await broker.start()
+        await broker.declare()  # letters that the start itself has made are in their queue then
         await self.describe()
         await broker.declare(
             [ExchangeSpec("events", "topic")],
@@ -85,20 +97,33 @@ class _Life:
                 QueueSpec("dead"),
                 QueueSpec("one"),
                 QueueSpec("short", arguments={"x-max-length": 5}),
+                QueueSpec(
+                    "limited",
+                    arguments={**LETTERS, "x-queue-type": "quorum", "x-delivery-limit": 2},
+                ),
+                QueueSpec("stream", arguments=STREAM),
                 QueueSpec("copy", bindings=(BindingSpec("events", "#"),)),
             ],
         )
         self.note("declared")
         await broker.open_feed(D("/topic/#"), _Feed(self.note))
-        for queue, prefetch in (("work", 20), ("one", 1), ("dead", 5), ("copy", 3)):
+        for queue, prefetch in (("work", 20), ("one", 1), ("dead", 5), ("copy", 3), ("limited", 5)):
             await _Worker(self, queue).open(prefetch)
+        await self.read_stream()
         self.arm()
         await asyncio.gather(*(self.publish() for _ in range(8)), self.change())
 
     async def describe(self) -> None:
         """Note what the store had."""
         queues = {}
+        stream: list[list[int]] = []
         for name, queue in self.broker._topology.queues.items():
+            if isinstance(queue, Stream):
+                stream = [
+                    [kept.offset, int(kept.message.body.split()[0]), kept.size]
+                    for kept in queue._kept[queue._cut :]
+                ]
+                continue
             assert isinstance(queue, Queue)
             queues[name] = [
                 [int(entry.message.body.split()[0]), entry.redelivered]
@@ -110,6 +135,7 @@ class _Life:
             self.broker.counts().offset,
             queues,
             [await self.read("kept"), await self.read("few")],
+            stream,
         )
 
     async def read(self, name: str) -> list[Any]:
@@ -127,6 +153,13 @@ class _Life:
                 break
         await reader.close()
         return [first[0].offset, [[m.offset, int(m.body.split()[0])] for m in found]]
+
+    async def read_stream(self) -> None:
+        """Note what a reader of the stream sees from its beginning on."""
+        reader = _StreamReader(self.note)
+        spec = ConsumeSpec(arguments={"x-stream-offset": "first"})
+        where = D("/amq/queue/stream")
+        reader.consumer = await self.broker.consume(where, reader, prefetch=100, spec=spec)
 
     def arm(self) -> None:
         """Install the way to die, unless the parent does it."""
@@ -165,6 +198,9 @@ class _Life:
                     ("/queue/work", PERSISTENT),
                     ("/queue/one", PERSISTENT),
                     ("/queue/short", PERSISTENT),
+                    ("/queue/limited", PERSISTENT),
+                    ("/amq/queue/stream", PERSISTENT),
+                    ("/amq/queue/stream", Properties()),
                     ("/queue/work", Properties()),
                     ("/exchange/events/a", PERSISTENT),
                     ("/topic/kept.a", PERSISTENT),
@@ -214,6 +250,8 @@ class _Quiet:
 
     def gap(self, reason: str, start: Sequence[Mark] | None = None) -> None: ...
 
+    def widen(self, marks: Sequence[Mark]) -> None: ...
+
     def fail(self, error: QueuecastError) -> None: ...
 
 
@@ -226,6 +264,28 @@ class _Feed(_Quiet):
     def append(self, messages: Sequence[Message]) -> None:
         for message in messages:
             self._note("fed", message.routing_key, message.offset, int(message.body.split()[0]))
+
+
+class _StreamReader:
+    """A reader of the stream, which acks after a while, so that it may fall behind."""
+
+    def __init__(self, note: Notes) -> None:
+        self.consumer: Consumer | None = None
+        self._note = note
+
+    def deliver(self, delivery: Delivery) -> None:
+        message = delivery.message
+        offset = message.properties.headers["x-stream-offset"]
+        self._note("streamed", offset, int(message.body.split()[0]))
+        assert self.consumer is not None
+        asyncio.get_running_loop().call_later(0.002, self.consumer.ack, delivery.tag)
+
+    def reset(self) -> None: ...
+
+    def gap(self, reason: str) -> None: ...
+
+    def cancelled(self, error: QueuecastError) -> None:
+        self._note("failed", str(error))
 
 
 class _Worker:
@@ -255,7 +315,7 @@ class _Worker:
         # A message of which nothing becomes would in the end hold up a prefetch of 1.
         if what < 0.02 and self._queue in ("work", "copy"):
             return
-        if what < 0.1:
+        if what < (0.6 if self._queue == "limited" else 0.1):
             self._consumer.nack(delivery.tag)
         elif what < 0.2 and self._queue == "work":
             self._life.note("rejected", self._queue, number)
@@ -265,6 +325,8 @@ class _Worker:
             self._consumer.ack(delivery.tag)
 
     def reset(self) -> None: ...
+
+    def gap(self, reason: str) -> None: ...
 
     def cancelled(self, error: QueuecastError) -> None:
         self._life.note("failed", str(error))

@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...destination import Destination, Kind
@@ -45,6 +44,7 @@ from . import history
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
 from .consumer import QueueConsumer
+from .counts import Counts, QueueCounts
 from .exchange import Exchange
 from .feed import Feed
 from .history import History
@@ -67,27 +67,6 @@ DEFAULT_MAX_QUEUES = 65_536
 # A caller that publishes in a loop never waits here: every so many publishes it lets the event
 # loop turn, so that what it published is written before logs overflow.
 _PUBLISHES_A_TURN = 64
-
-
-@dataclass(frozen=True, slots=True)
-class QueueCounts:
-    """What is in a queue now."""
-
-    ready: int
-    unacked: int
-    consumers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What is in the broker now; bytes are estimates."""
-
-    exchanges: int
-    queues: dict[str, QueueCounts]
-    feeds: int
-    offset: int
-    queue_bytes: int
-    history_bytes: int
 
 
 class EmbeddedBroker:
