@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from queuecast.destination import Destination
 from queuecast.errors import NotFound, Unavailable
 from queuecast.message import Properties
 from tests.contract.sinks import DeliveryList, until
-from tests.support.durable import Restart, writer_of
+from tests.support.durable import Restart, closing, writer_of
 
 D = Destination.parse
 PERSISTENT = Properties(persistent=True)
@@ -229,3 +230,19 @@ async def test_a_delivery_that_was_not_taken_does_not_count(
     again = await consume(broker, "q")
     await again.got(1)
     assert again.deliveries[0].message.properties.headers["x-delivery-count"] == seen
+
+
+async def test_a_letter_made_by_the_close_was_never_delivered(
+    broker: EmbeddedBroker, tmp_path: Path, brokers: list[EmbeddedBroker]
+) -> None:
+    arguments = {**LIMITED, "x-delivery-limit": 0}
+    await broker.declare(queues=[QueueSpec("q", arguments=arguments), QueueSpec("dead")])
+    waiting = await consume(broker, "dead")
+    holding = await consume(broker, "q")
+    await broker.publish(D("/queue/q"), b"1", PERSISTENT)
+    await holding.got(1)
+    after = await closing(tmp_path, brokers)(broker)
+    assert not waiting.deliveries
+    sink = await consume(after, "dead")
+    assert await sink.got(1) == [b"1"]
+    assert not sink.deliveries[0].message.redelivered
