@@ -165,3 +165,15 @@ def test_a_position_of_other_destinations(position: str, feed: str, parts: list[
 def test_a_position_from_a_node_that_knows_more_lanes() -> None:
     with pytest.raises(Unavailable, match="3 partitions"):
         aligned(marks("k-5.6.7"), [Mark("k", 9), Mark("k", 9)], [2])
+
+
+def test_a_gap_in_one_lane_is_one_gap() -> None:
+    rig = two_lanes()
+    live = rig.subscribe("a")
+    rig.publish("a", "0.1")
+    rig.publish("a", "1.1", lane=1)
+    rig.runtime.settle()
+    rig.reader("a").feed.gap("evicted", [Mark("k", 1), Mark("k", 7)])
+    rig.runtime.settle()
+    assert str(live.last_position()) == "k-1.7"
+    assert [item.gap for item in live.items() if item.gap] == ["evicted"]
