@@ -10,10 +10,14 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import psutil
 import pytest
 import stomp
 
+from queuecast.brokers.kafka import KafkaBroker
+from queuecast.destination import Destination
 from queuecast.testing import RunningGateway
+from tests.contract.sinks import FeedList
 from tests.e2e.clients import gateway, get, publish, request, sse, until
 from tests.support.confluent import Publisher, create, produce, read_all
 from tests.support.kafka import Kafka, KafkaServer
@@ -113,6 +117,34 @@ async def test_keys_are_filtered(gw: RunningGateway, kafka: Kafka) -> None:
         assert sorted(stream.numbers) == [n for n in range(100) if n % 5 < 2]
         await stream.close()
         await other.close()
+
+
+async def test_many_feeds_share_few_connections(kafka: Kafka) -> None:
+    topics = [await asyncio.to_thread(create, kafka, 3) for _ in range(5)]
+    port = int(kafka.bootstrap.rpartition(":")[2])
+    broker = KafkaBroker(kafka.url)
+    await broker.start()
+    own = psutil.Process()
+
+    def connections() -> int:
+        # Those that end meanwhile are of the clients that made the topics.
+        found = [each for each in own.net_connections("tcp") if each.status == "ESTABLISHED"]
+        return sum(bool(each.raddr) and each.raddr.port == port for each in found)
+
+    before = connections()
+    sinks = {}
+    for topic in topics:
+        for user in range(400):
+            destination = Destination.parse(f"/exchange/{topic}/user.{user}")
+            sinks[topic, user] = FeedList()
+            await broker.open_feed(destination, sinks[topic, user])
+    for topic in topics:
+        await broker.publish(Destination.parse(f"/exchange/{topic}/user.7"), topic.encode())
+        assert await sinks[topic, 7].got(1) == [topic.encode()]
+    assert sum(len(sink.messages) for sink in sinks.values()) == len(topics)
+    # All feeds' reader, history's, and the producer.
+    assert connections() - before <= 3
+    await broker.close()
 
 
 async def test_a_position_is_valid_on_another_node_and_after_a_restart(kafka: Kafka) -> None:

@@ -180,7 +180,11 @@ class Feed:
         logger.warning("gap on %s: %s", self.name, reason)
         marks = start or [Mark(new_epoch(self._node), 0)] * len(self.log.head.marks)
         now = self._now()
+        # A lane that goes on where it stood has lost nothing (one Kafka partition among many).
+        stood = self.position()
         for lane, (epoch, offset) in enumerate(marks):
+            if stood[lane] == (epoch, offset):
+                continue
             entry = Entry(lane, offset, None, now, epoch=epoch, reason=reason)
             self.append_entry(entry)
             for tap in self.taps:

@@ -183,3 +183,15 @@ def test_a_member_goes_on_while_its_joint_feed_is_made_anew() -> None:
     rig.publish("a", "3.1", lane=3)
     rig.runtime.settle()
     assert single.bodies() == ["2.1", "3.1"]
+
+
+def test_a_gap_in_one_lane_is_one_gap() -> None:
+    rig = two_lanes()
+    live = rig.subscribe("a")
+    rig.publish("a", "0.1")
+    rig.publish("a", "1.1", lane=1)
+    rig.runtime.settle()
+    rig.reader("a").feed.gap("evicted", [Mark("k", 1), Mark("k", 7)])
+    rig.runtime.settle()
+    assert str(live.last_position()) == "k-1.7"
+    assert [item.gap for item in live.items() if item.gap] == ["evicted"]

@@ -49,6 +49,13 @@ class Live:
         Raises NotFound, Refused, BadDestination, Unavailable.
         """
         name = target.topic
+        self._control.require()
+        known = self._feeds.get(name)
+        if known is not None:
+            # It is watched and may be read: ten thousand pages, each with its key, ask nothing.
+            begin(known)
+            known.add(member)
+            return known
         lock = self._opening.setdefault(name, asyncio.Lock())
         try:
             async with lock:

@@ -58,8 +58,11 @@ class TopicFeed:
 
     def marks(self, pattern: str | None) -> list[Mark]:
         """Return the place up to which everything was handed on."""
+        return self._marks(pattern, self.next)
+
+    def _marks(self, pattern: str | None, offsets: Sequence[int]) -> list[Mark]:
         epoch = self.epoch(pattern)
-        return [Mark(epoch, offset) for offset in self.next]
+        return [Mark(epoch, offset) for offset in offsets]
 
     def add(self, member: Member) -> None:
         """Take a feed in: it gets what comes from now on."""
@@ -93,12 +96,11 @@ class TopicFeed:
                 self._tell(member, member.sink.append, part)
         self.next[partition] = following
 
-    def gap(self, reason: str, following: Sequence[int] | None = None) -> None:
+    def gap(self, reason: str, following: Sequence[int]) -> None:
         """Tell everybody of records that are lost; following: where each partition goes on."""
-        if following is not None:
-            self.next = list(following)
         for member in self._members():
-            self._tell(member, member.sink.gap, reason, self.marks(member.pattern))
+            self._tell(member, member.sink.gap, reason, self._marks(member.pattern, following))
+        self.next = list(following)
 
     def widen(self, topic: Topic) -> None:
         """Take the topic's new partitions in, from their first record on."""
@@ -112,10 +114,11 @@ class TopicFeed:
         """Begin with a topic that was made anew under its name: all its records are new."""
         same = topic.partitions == len(self.next)
         self.topic = topic
-        self.next = [0] * topic.partitions
         if same:
-            self.gap(f"the topic {topic.name} was deleted and made anew")
+            beginning = [0] * topic.partitions
+            self.gap(f"the topic {topic.name} was deleted and made anew", beginning)
         else:
+            self.next = [0] * topic.partitions
             # The lanes are others: who comes back with an old position gets the gap then.
             self.fail(Unavailable(f"the topic {topic.name} was deleted and made anew"))
 
