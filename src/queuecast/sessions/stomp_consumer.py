@@ -19,9 +19,24 @@ if TYPE_CHECKING:
 
 
 class StompConsumer(WorkSubscription):
-    """One consumer. tag: by which the session knows the subscription. id: the client's own."""
+    """One consumer. tag: by which the session knows the subscription. id: the client's own.
 
-    __slots__ = ("_alias", "_gap_encoding", "_mode", "_sent", "_session_id", "_tag", "_void")
+    after: the highest number that a message-id of the session has had, of a subscription that
+    is over; ours go on from there. A client that acks late, after it has subscribed anew with the
+    same id, would else settle a message that it may not even have got.
+    """
+
+    __slots__ = (
+        "_after",
+        "_alias",
+        "_gap_encoding",
+        "_mode",
+        "_sent",
+        "_session_id",
+        "_tag",
+        "_void",
+        "last",
+    )
 
     def __init__(
         self,
@@ -33,6 +48,7 @@ class StompConsumer(WorkSubscription):
         mode: AckMode,
         alias: str | None,
         spec: ConsumeSpec,
+        after: int = 0,
     ) -> None:
         acks = mode is not AckMode.AUTO
         encoding = StompWorkEncoding(
@@ -46,6 +62,9 @@ class StompConsumer(WorkSubscription):
         self._tag = tag
         self._mode = mode
         self._session_id = session.id
+        self._after = after
+        # The highest number that the client has seen.
+        self.last = after
         # Handed to the client and not settled, in order; never more than the prefetch.
         self._sent: dict[int, None] = {}
         # Up to here deliveries are void: the broker connection they came by was lost.
@@ -54,7 +73,8 @@ class StompConsumer(WorkSubscription):
     def ack_id(self, tag: int) -> str | None:
         if self._mode is not AckMode.AUTO:
             self._sent[tag] = None
-        return str(MessageId(self._tag, self._session_id, tag))
+        self.last = max(self.last, self._after + tag)
+        return str(MessageId(self._tag, self._session_id, self._after + tag))
 
     def reset(self) -> None:
         super().reset()
@@ -69,11 +89,12 @@ class StompConsumer(WorkSubscription):
         id = str(MessageId(self._tag, self._session_id, 0))
         self.notify(self._gap_encoding.encode_gap(reason, destination, id))
 
-    def settle_id(self, tag: int, *, ack: bool, requeue: bool) -> bool:
+    def settle_id(self, number: int, *, ack: bool, requeue: bool) -> bool:
         """Settle what an ACK or NACK names; returns whether there was such a delivery.
 
         One that was lost with the broker's connection counts: it is delivered again anyway.
         """
+        tag = number - self._after
         if tag not in self._sent:
             return 0 < tag <= self._void
         if self._mode is AckMode.INDIVIDUAL:
