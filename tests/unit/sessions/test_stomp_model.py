@@ -21,8 +21,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from queuecast.accounts import reader_of
 from queuecast.brokers.embedded.broker import EmbeddedBroker
-from queuecast.gateway import reader_of
 from queuecast.hub.hub import Hub
 from queuecast.sessions.services import Services
 from tests.unit.sessions.stomp_rig import Client, House, stomp
