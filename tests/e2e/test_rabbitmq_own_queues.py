@@ -174,6 +174,69 @@ async def test_a_stream_without_a_place_has_a_gap(rabbit: RabbitMQ) -> None:
         await broker.delete_own(name, owner)
 
 
+@pytest.mark.parametrize("destination", ["/queue", "/amq/queue"])
+async def test_a_stream_that_nobody_called_one(rabbit: RabbitMQ, destination: str) -> None:
+    """Read by its name alone it goes on where it was as well, after a pause and after a cut."""
+    async with (
+        proxied(rabbit) as proxy,
+        started(rabbit.url) as other,
+        started(through(proxy, rabbit.url)) as broker,
+    ):
+        name, owner = unique("stream"), Owner()
+        to = D(f"/amq/queue/{name}")
+        await other.declare_own(QueueSpec(name, arguments={"x-queue-type": "stream"}), owner)
+        sink = ListDeliveries()
+        consumer = await broker.consume(D(f"{destination}/{name}"), sink, prefetch=6)
+        for number in range(3):
+            await other.publish(to, b"%d" % number, PERSISTENT)
+        await sink.until(3)
+        for acked in (0, 2):
+            assert consumer.ack(sink.deliveries[acked].tag)
+        consumer.pause()
+        await eventually(lambda: rabbit.list_queues()[name].consumers == 0, "the pause", 60)
+        await other.publish(to, b"3", PERSISTENT)
+        consumer.resume()
+        await sink.until(4)
+        assert sink.bodies == [b"0", b"1", b"2", b"3"]
+        await proxy.refuse()
+        proxy.cut()
+        await eventually(lambda: not broker.ready, "the cut is noticed")
+        await other.publish(to, b"4", PERSISTENT)
+        await proxy.accept()
+        await sink.until(7)
+        assert sink.bodies[4:] == [b"1", b"3", b"4"]
+        assert [each.message.redelivered for each in sink.deliveries[4:]] == [True, True, False]
+        assert sink.gaps == []
+        await consumer.close()
+        await other.delete_own(name, owner)
+
+
+async def test_a_queue_whose_messages_look_like_a_streams(rabbit: RabbitMQ) -> None:
+    """Whoever publishes a header of that name makes nobody lose a message."""
+    async with proxied(rabbit) as proxy, started(through(proxy, rabbit.url)) as broker:
+        name = unique("plain")
+        to = D(f"/queue/{name}")
+        sink = ListDeliveries()
+        consumer = await broker.consume(to, sink, prefetch=10)
+        for offset in (7, 7, 3):
+            headers = {"x-stream-offset": offset}
+            await broker.publish(to, b"%d" % offset, Properties(persistent=True, headers=headers))
+        await sink.until(3)
+        assert sink.bodies == [b"7", b"7", b"3"]
+        consumer.pause()
+        await eventually(lambda: rabbit.list_queues()[name].consumers == 0, "the pause", 60)
+        headers = {"x-stream-offset": 1}
+        await broker.publish(to, b"1", Properties(persistent=True, headers=headers))
+        consumer.resume()
+        await sink.until(4)
+        assert sink.resets == 0
+        await cut(proxy, broker)
+        await sink.until(8)
+        assert sorted(sink.bodies[4:]) == [b"1", b"3", b"7", b"7"]
+        await consumer.close()
+        await broker.delete_own(name, Owner())
+
+
 async def test_what_a_lost_session_declared_is_nobody_s(rabbit: RabbitMQ) -> None:
     """Its exclusive queue went with the connection; another session may take the name."""
     async with (

@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 
 class StompConsumer(WorkSubscription):
-    """One consumer. tag: by which the session knows the subscription. id: the client's own."""
+    """One consumer. tag: by which the session knows the subscription. id: the client's own.
 
-    __slots__ = ("_alias", "_gap_encoding", "_mode", "_session_id", "_tag")
+    after: the highest number that a message-id of the session has had, of a subscription that
+    is over; ours go on from there. A client that acks late, after it has subscribed anew with the
+    same id, would else settle a message that it may not even have got.
+    """
+
+    __slots__ = ("_after", "_alias", "_gap_encoding", "_mode", "_session_id", "_tag", "last")
 
     def __init__(
         self,
@@ -34,6 +39,7 @@ class StompConsumer(WorkSubscription):
         alias: str | None,
         spec: ConsumeSpec,
         lease: float = 0.0,
+        after: int = 0,
     ) -> None:
         acks = mode is not AckMode.AUTO
         encoding = StompWorkEncoding(
@@ -53,9 +59,13 @@ class StompConsumer(WorkSubscription):
         self._tag = tag
         self._mode = mode
         self._session_id = session.id
+        self._after = after
+        # The highest number that the client has seen.
+        self.last = after
 
     def ack_id(self, tag: int) -> str | None:
-        return str(MessageId(self._tag, self._session_id, tag))
+        self.last = max(self.last, self._after + tag)
+        return str(MessageId(self._tag, self._session_id, self._after + tag))
 
     def gap(self, reason: str) -> None:
         """Tell the client, before what comes next, that messages may be missing."""
@@ -64,11 +74,12 @@ class StompConsumer(WorkSubscription):
         id = str(MessageId(self._tag, self._session_id, 0))
         self.notify(self._gap_encoding.encode_gap(reason, destination, id))
 
-    def settle_id(self, tag: int, *, ack: bool, requeue: bool) -> bool:
+    def settle_id(self, number: int, *, ack: bool, requeue: bool) -> bool:
         """Settle what an ACK or NACK names; returns whether there was such a delivery.
 
         One that was lost with the broker's connection counts: it is delivered again anyway.
         """
+        tag = number - self._after
         lease = self._lease
         if tag not in lease:
             return lease.is_void(tag)
@@ -77,6 +88,6 @@ class StompConsumer(WorkSubscription):
             self.settle(each, ack=ack, requeue=requeue)
         return True
 
-    def why_not(self, tag: int) -> str:
+    def why_not(self, number: int) -> str:
         """Return why `settle_id` found nothing."""
-        return self._lease.why_not(tag).text
+        return self._lease.why_not(number - self._after).text

@@ -67,12 +67,14 @@ class _Known(NamedTuple):
 class Subscriptions:
     """The subscriptions of one session."""
 
-    __slots__ = ("_known", "_session", "own")
+    __slots__ = ("_known", "_numbered", "_session", "own")
 
     def __init__(self, session: StompSession) -> None:
         self._session = session
         # By tag; bounded by limits.subscriptions.
         self._known: dict[str, _Known] = {}
+        # The highest number in a message-id of a consumer that is over.
+        self._numbered = 0
         self.own = OwnQueues(session)
 
     def clear(self) -> None:
@@ -91,7 +93,7 @@ class Subscriptions:
         """Tell that one subscription is over."""
         for tag, known in list(self._known.items()):
             if known.subscription is subscription:
-                del self._known[tag]
+                self._remove(tag)
                 self._forget(known)
                 self._session.subscription_failed(known.id, concealed(error, (known.destination,)))
 
@@ -148,6 +150,7 @@ class Subscriptions:
                 alias=alias,
                 spec=spec,
                 lease=self._lease(headers, mode, spec),
+                after=self._numbered,
             )
             prefetch = None
             if mode is not AckMode.AUTO:
@@ -186,6 +189,11 @@ class Subscriptions:
 
     def _enter(self, place: _Place, subscription: Subscription | StompConsumer) -> None:
         self._known[place.tag] = _Known(place.id, place.destination, subscription)
+
+    def _remove(self, tag: str) -> None:
+        subscription = self._known.pop(tag).subscription
+        if isinstance(subscription, StompConsumer):
+            self._numbered = max(self._numbered, subscription.last)
 
     def _flow(self, subscription: Subscription | StompConsumer) -> None:
         subscription.flow()
@@ -229,6 +237,7 @@ class Subscriptions:
             mode=AckMode.AUTO,
             alias=None,
             spec=ConsumeSpec(queue, owner=self.own.owner),
+            after=self._numbered,
         )
         await self._open_queue(consumer, None)
         self._enter(_Place(tag, id, destination), consumer)
@@ -262,7 +271,7 @@ class Subscriptions:
         deletes = durable and queue is not None and known.destination.kind is Kind.TOPIC
         if deletes:
             session.services.allow(session.identity, "subscribe", known.destination)
-        del self._known[tag]
+        self._remove(tag)
         if consumer is None or queue is None:
             self._forget(known)
             session.receipt(frame)

@@ -131,3 +131,21 @@ def test_consumers_close_with_the_session_and_on_unsubscribe() -> None:
     client.session.connection_lost()
     house.runtime.settle()
     assert house.consumers[1].closed
+
+
+def test_a_late_ack_never_means_a_message_of_the_next_subscription() -> None:
+    house, client, first = work(ack="client")
+    first.deliver(b"x")
+    house.runtime.settle()
+    (old,) = client.got()
+    client.say("UNSUBSCRIBE", id="1")
+    client.say("SUBSCRIBE", id="1", destination="/queue/a", ack="client")
+    second = house.consumers[1]
+    second.deliver(b"x", redelivered=True)
+    house.runtime.settle()
+    (again,) = client.got()
+    assert again.headers["message-id"] != old.headers["message-id"]
+    assert error(client, "ACK", id=old.headers["ack"])["message"] == "Message not found"
+    assert second.settled == []
+    client.say("ACK", id=again.headers["ack"])
+    assert second.settled == [("ack", 1)]

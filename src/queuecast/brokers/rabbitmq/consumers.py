@@ -34,7 +34,7 @@ from .content import to_message
 from .failures import missing_queue, of_channel, reason
 from .ownqueue import OwnQueue, check_owner, field_table
 from .pool import ConsumerPool, Line
-from .streamplace import StreamPlace
+from .streamplace import StreamPlace, is_stream, offset_of
 from .topology import Topology, check_queue, ensure_queue
 from .window import Window
 
@@ -143,6 +143,7 @@ class QueueConsumer:
         self._stays = spec.queue is not None and spec.queue.auto_delete
         self._arguments = spec.arguments
         self._place = StreamPlace(spec.arguments) if spec.is_stream else None
+        self._no_stream = False  # the queue was asked
         self._begun = False
         # The reason of a gap, to be told before what comes next; once, until something comes.
         self._owed: str | None = None
@@ -226,6 +227,7 @@ class QueueConsumer:
             if channel is self._channel and not self._closed:
                 self._take(Delivery(to_message(deliver, properties, body), deliver.delivery_tag))
 
+        await self._make_sure(channel)
         self._tag = tag
         owed, self._owed = self._owed, None
         if owed is not None and not self._told:
@@ -237,12 +239,24 @@ class QueueConsumer:
         await channel.qos(self._prefetch if self._stays else window)
         await channel.consume(self._queue, tag, on_message, arguments=field_table(arguments))
 
+    async def _make_sure(self, channel: Channel) -> None:
+        """Ask the queue whether it is the stream that its deliveries look like."""
+        if self._place is None or self._place.sure:
+            return
+        verdict = await is_stream(channel.link, self._queue)
+        if verdict:
+            self._place.sure = True
+        elif verdict is False:
+            self._place, self._no_stream = None, True
+
     def _take(self, delivery: Delivery) -> None:
         size = len(delivery.message.body)
         waits = self._paused or bool(self._held)
         if self._surplus or self._suspended or (waits and not self._may_hold(size)):
             self._refuse(delivery.tag)
             return
+        if self._place is None and not self._no_stream and offset_of(delivery.message) is not None:
+            self._place = StreamPlace(self._arguments, sure=False)
         if self._place is not None and not self._place.takes(delivery.message):
             if self._channel is not None:
                 self._channel.ack(delivery.tag)
@@ -416,6 +430,10 @@ class QueueConsumer:
                     await self._start(channel)
             except pika.exceptions.AMQPError:
                 return  # the channel's end is handled where it is noticed
+            except QueuecastError as error:
+                # Whether the queue is a stream could not be asked.
+                log.info("the consumer of queue %r: %s", self._queue, error)
+                await asyncio.sleep(_FIRST_RETRY)
 
     async def _stop(self, channel: Channel) -> None:
         """Have the broker send no more, then give back what could not be held."""

@@ -3,6 +3,10 @@
 RabbitMQ keeps no place for it, and an ack to a stream settles nothing but the prefetch. After a
 lost connection reading starts at the first offset that was not acked; what was acked behind it
 is passed over.
+
+A stream may be read by its name alone, /queue/NAME. It is then recognised by the offset on its
+first delivery. That is a header like others, which a publisher can set, so the queue is asked
+before such a place is relied on: only a stream takes a consumer with an offset.
 """
 
 from __future__ import annotations
@@ -10,8 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pika.exceptions
+
 from ...message import Message
 from ...queuespec import STREAM_OFFSET
+from .connection import Link
+from .failures import PRECONDITION_FAILED
 
 
 def offset_of(message: Message) -> int | None:
@@ -20,10 +28,34 @@ def offset_of(message: Message) -> int | None:
     return offset if isinstance(offset, int) and not isinstance(offset, bool) else None
 
 
-class StreamPlace:
-    """One consumer's place. arguments: as it asked for, x-stream-offset among them or not."""
+async def is_stream(link: Link, queue: str) -> bool | None:
+    """Tell whether a queue is a stream, None if that cannot be told now.
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
+    Raises Unavailable, LimitExceeded and pika's AMQPError when the connection is lost.
+    """
+    try:
+        async with link.probe(fresh=True) as channel:
+            await channel.qos(1)
+            await channel.consume(queue, "stream-probe", _ignore, arguments={STREAM_OFFSET: "next"})
+            # What it was sent meanwhile stays unacked there: nobody shall borrow it again.
+            channel.abandon()
+    except pika.exceptions.ChannelClosedByBroker as error:
+        return False if error.reply_code == PRECONDITION_FAILED else None
+    return True
+
+
+def _ignore(*delivery: object) -> None:
+    """Nothing is taken from a stream by reading it."""
+
+
+class StreamPlace:
+    """One consumer's place. arguments: as it asked for, x-stream-offset among them or not.
+
+    sure: the queue is known to be a stream; until then nothing is passed over.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], *, sure: bool = True) -> None:
+        self.sure = sure
         self._asked = arguments
         self._last: int | None = None  # of the last message taken
         # Tags of what is not acked yet, with their offsets; bounded by the prefetch.
@@ -41,6 +73,8 @@ class StreamPlace:
     def arguments(self) -> dict[str, Any]:
         """Return the consumer's arguments for a start here."""
         arguments = dict(self._asked)
+        if not self.sure:
+            return arguments
         if self._again:
             arguments[STREAM_OFFSET] = min(self._again)
         elif self._last is not None:
@@ -49,6 +83,8 @@ class StreamPlace:
 
     def takes(self, message: Message) -> bool:
         """Tell whether a delivery is to be handed on; marks what comes again."""
+        if not self.sure:
+            return True
         offset = offset_of(message)
         if offset is None or offset > self._until:
             return self._last is None or offset is None or offset > self._last
