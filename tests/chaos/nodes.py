@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import queuecast
-from tests.support.processes import Directory, Process, free_port
+from tests.support.processes import Directory, Process, free_port, wait_until
 from tests.support.proxy import TcpProxy, _End
 from tests.support.rabbit import through
 from tests.support.servers import RabbitServer
@@ -144,10 +145,13 @@ class House:
 
     async def ready(self) -> None:
         """Return when every gateway has its broker."""
-        async with asyncio.timeout(_START):
-            for gateway in self.gateways:
-                while not await asyncio.to_thread(gateway.asked, "/readyz"):
-                    await asyncio.sleep(0.2)
+        for gateway in self.gateways:
+            await asyncio.to_thread(
+                wait_until,
+                lambda gateway=gateway: gateway.asked("/readyz"),
+                what=f"{gateway.name} ready",
+                timeout=_START,
+            )
 
     def logs(self) -> str:
         """The warnings and errors of all gateways."""
@@ -169,8 +173,6 @@ def embedded_keeps() -> bool:
 @contextlib.asynccontextmanager
 async def house(server: RabbitServer | None) -> AsyncIterator[House]:
     """Run two gateways before a RabbitMQ server that runs, or one that has its own broker."""
-    import os
-
     environment = {**os.environ, "PYTHONPATH": _SOURCES}
     async with contextlib.AsyncExitStack() as stack:
         directory = Directory("chaos")

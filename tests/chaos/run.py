@@ -121,9 +121,11 @@ class Run:
         return self._judge(settled)
 
     async def _all_there(self) -> None:
-        async with asyncio.timeout(SETTLE):
-            while not all(each.gateway for each in [*self.clients, *self.workers]):
-                await asyncio.sleep(0.1)
+        deadline = time.monotonic() + SETTLE
+        everybody = [*self.clients, *self.workers]
+        if not await self._until(lambda: all(each.gateway for each in everybody), deadline):
+            out = [(each.name, *each.trouble) for each in everybody if not each.gateway]
+            raise RuntimeError(f"not everybody was let in: {out[:5]}")
         # Granted is not yet subscribed, for STOMP: an unretained client may begin a little late.
 
     # -- the faults -----------------------------------------------------------------------

@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -36,11 +37,16 @@ async def _check(response: aiohttp.ClientResponse, what: str) -> None:
     raise refused(said, what)
 
 
-def _port(response: aiohttp.ClientResponse) -> int:
-    assert response.connection is not None
-    assert response.connection.transport is not None
-    port: int = response.connection.transport.get_extra_info("sockname")[1]
-    return port
+class _Connector(aiohttp.TCPConnector):
+    """Knows the local port of its last connection, also when the answer was read whole."""
+
+    port = 0
+
+    async def connect(self, *arguments: Any, **named: Any) -> Any:
+        connection = await super().connect(*arguments, **named)
+        if connection.transport is not None:
+            self.port = connection.transport.get_extra_info("sockname")[1]
+        return connection
 
 
 async def sse(client: Client) -> None:
@@ -50,12 +56,13 @@ async def sse(client: Client) -> None:
         query.append(("since", "first"))  # As a page's URL stays; Last-Event-ID wins over it.
     headers = {"Last-Event-ID": client.place} if client.place else {}
     address = f"{url}?{urlencode(query)}"
+    connector = _Connector()
     async with (
-        aiohttp.ClientSession(timeout=_TIMEOUT) as session,
+        aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session,
         session.get(address, headers=headers) as response,
     ):
         await _check(response, "SSE")
-        client.granted(_port(response))
+        client.granted(connector.port)
         rest = b""
         while True:
             await client.reads()
@@ -97,14 +104,15 @@ def _dispatch(client: Client, event: str) -> None:
 async def poll(client: Client) -> None:
     """Long poll: `next` of an answer is `since` of the next request."""
     url, query = _path("poll", client)
-    async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+    connector = _Connector()
+    async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session:
         while True:
             await client.reads()
             since = [("since", client.since)] if client.since else []
             address = f"{url}?{urlencode([*query, *since, ('wait', '4')])}"
             async with session.get(address) as response:
                 await _check(response, "poll")
-                client.granted(_port(response))
+                client.granted(connector.port)
                 said = json.loads(await response.text())
             for each in said["messages"]:
                 if "gap" in each:
