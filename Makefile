@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-EXTRAS := dev,rabbitmq
+EXTRAS := dev,rabbitmq,kafka
 # Folders may be missing in a source package; the checkers refuse a folder that does not exist.
 SOURCES := $(wildcard src tests benchmarks examples)
 # Arguments for pytest and the benchmark: make test ARGS="-k resume -x"
@@ -16,7 +16,7 @@ ARGS ?=
 
 help: ## show this list
 	@echo "make demo     start the gateway with its demo pages (needs Python 3.11 or newer, nothing else)"
-	@echo "make test     lint and every test; installs what it needs: RabbitMQ 3.10 and 4.0, Chromium, nginx, npm packages, Java"
+	@echo "make test     lint and every test; installs what it needs: RabbitMQ 3.10 and 4.0, Kafka, Java, Chromium, nginx, npm packages"
 	@echo "make check    lint, types and the unit tests, in seconds; needs no server"
 	@echo "make bench    measure the broadcast path against a null server"
 	@echo "make lint     ruff and mypy alone"

@@ -14,6 +14,7 @@ are noisy. Servers and receivers are processes of their own.
     rig           a server with its receiver
     fanout        latency          idle       the measurements
     table         machine                     their output
+    durable       on its own: what the embedded broker's data directory costs a publisher
 
 A figure is shown only when every subscriber got every message in order; see receiver.py.
 """

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
-extras=${EXTRAS:-dev,rabbitmq}
+extras=${EXTRAS:-dev,rabbitmq,kafka}
 "$python" scripts/check_python.py
 
 scratch=$(mktemp -d)

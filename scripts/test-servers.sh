@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the tests drive and this machine lacks: RabbitMQ 3.10 and 4.0, Chromium, nginx,
-# Node.js packages, Java and Spring's STOMP relay. Debian packages only as root and with apt-get;
-# elsewhere it names what is missing and goes on, and the tests that need it are skipped by name
-# (with CI=true they fail). It starts no service: the tests run their own servers on private ports,
-# beside whatever is running already.
+# Installs what the tests drive and this machine lacks: RabbitMQ 3.10 and 4.0, Kafka, Chromium,
+# nginx, Node.js packages, Java and Spring's STOMP relay. Debian packages only as root and with
+# apt-get; elsewhere it names what is missing and goes on, and the tests that need it are skipped by
+# name (with CI=true they fail). It starts no service: the tests run their own servers on private
+# ports, beside whatever is running already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,6 +40,13 @@ want_rabbitmq() { # version, the Debian that has it
 if [ -z "${QUEUECAST_TEST_AMQP:-}" ]; then
     want_rabbitmq 3.10 bookworm
     want_rabbitmq 4.0 trixie
+fi
+# Kafka needs Java 17 or newer, and Maven to get it; KAFKA_BOOTSTRAP names one that runs already.
+kafka=$(sed -n 's/.*<kafka.version>\(.*\)<.*/\1/p' scripts/kafka.pom.xml)
+if [ -z "${KAFKA_BOOTSTRAP:-}" ]; then
+    have java || want default-jdk-headless
+    [ -d "$cache/kafka-$kafka" ] || have mvn || want maven
+    have openssl || want openssl
 fi
 [ -n "${QUEUECAST_TEST_CHROMIUM:-}" ] || have chromium || have chromium-browser ||
     have google-chrome || want chromium
@@ -110,6 +117,28 @@ for root in ${roots[@]+"${roots[@]}"}; do
     make_root $root ||
         echo "RabbitMQ ${root% *} could not be set up: the tests cannot run on it." >&2
 done
+
+make_kafka() ( # a subshell, so that the lock ends with it
+    jars=$cache/kafka-$kafka
+    mkdir -p "$cache"
+    exec 9>"$jars.lock"
+    flock 9
+    [ ! -d "$jars" ] || exit 0
+    rm -rf "$jars.part"
+    echo "Getting Kafka $kafka with Maven into $jars."
+    # The quiet mode still prints errors, which say what could not be had.
+    mvn -q -B -f scripts/kafka.pom.xml dependency:copy-dependencies -DincludeScope=runtime \
+        -DoutputDirectory="$jars.part"
+    mv -T "$jars.part" "$jars"
+)
+
+if [ -z "${KAFKA_BOOTSTRAP:-}" ] && [ ! -d "$cache/kafka-$kafka" ]; then
+    if have mvn && have java; then
+        make_kafka || echo "Kafka $kafka could not be had: the tests cannot run on it." >&2
+    else
+        echo "Kafka $kafka is missing: getting it needs mvn, running it java." >&2
+    fi
+fi
 
 # npm writes node_modules/.package-lock.json last, so its age tells whether the install is current.
 node_dir=tests/e2e/node

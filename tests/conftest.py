@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
+from tests.support.kafka import Kafka, Kafkas, KafkaServer
 from tests.support.processes import require
 from tests.support.rabbit_installation import VERSIONS
 from tests.support.servers import NginxServer, RabbitMQ, RabbitServer, find_chromium
@@ -121,6 +122,28 @@ def rabbit(rabbits: Rabbits, rabbit_name: str) -> RabbitMQ:
 def rabbit_own(rabbits: Rabbits, rabbit_name: str) -> RabbitServer:
     """A RabbitMQ that a test may stop and kill; running when it begins, with what others left."""
     return rabbits.own(rabbit_name)
+
+
+@pytest.fixture(scope="session")
+def kafkas() -> Iterator[Kafkas]:
+    """All Kafka servers; for a test that needs one, rather take `kafka` or `kafka_own`."""
+    servers = Kafkas()
+    try:
+        yield servers
+    finally:
+        servers.close()
+
+
+@pytest.fixture(scope="session")
+def kafka(kafkas: Kafkas) -> Kafka:
+    """A Kafka shared by the whole run: use names of your own, and do not stop it."""
+    return kafkas.shared()
+
+
+@pytest.fixture
+def kafka_own(kafkas: Kafkas) -> KafkaServer:
+    """A Kafka that a test may stop and kill; running when it begins, with what others left."""
+    return kafkas.own()
 
 
 @pytest.fixture

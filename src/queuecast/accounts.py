@@ -56,8 +56,11 @@ class Accounts(Protocol):
         """Close everything; the sessions are gone."""
 
 
-class EmbeddedAccounts:
-    """The embedded broker's only user, guest, on this machine only."""
+class LocalAccounts:
+    """The only user of a gateway whose broker checks no logins: guest, on this machine only.
+
+    With Kafka it acts as the login of the broker's URL, as sessions without login do.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services

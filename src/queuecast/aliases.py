@@ -25,7 +25,7 @@ from .errors import BadDestination, ConfigError, QueuecastError
 # Paths that the gateway itself answers, and those that begin a destination.
 RESERVED = frozenset(
     (
-        *("sse", "ws", "poll", "publish", "stomp", "healthz", "readyz", "admin", "metrics"),
+        *("sse", "ws", "poll", "publish", "ack", "stomp", "healthz", "readyz", "admin", "metrics"),
         *("exchange", "topic", "queue", "amq", "temp-queue", "reply-queue"),
     )
 )

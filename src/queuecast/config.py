@@ -22,7 +22,7 @@ from . import options
 from .aliases import Aliases
 from .auth.origins import is_loopback
 from .auth.policy import Rule
-from .brokers.base import ExchangeSpec, QueueSpec
+from .brokers.base import ExchangeSpec, QueueSpec, TopicSpec
 from .destination import Destination, Kind
 from .errors import ConfigError, QueuecastError
 from .options import ENV_PREFIX
@@ -40,10 +40,11 @@ from .settings import (
     RetainConfig,
     ServerConfig,
     SlowConfig,
+    TopicConfig,
 )
 
 DEFAULT_FILE = "queuecast.toml"
-BROKER_SCHEMES = ("embedded", "amqp", "amqps")
+BROKER_SCHEMES = ("embedded", "amqp", "amqps", "kafka", "kafkas")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +57,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     history: HistoryConfig = HistoryConfig()
     exchanges: tuple[ExchangeConfig, ...] = msgspec.field(default=(), name="exchange")
     queues: tuple[QueueConfig, ...] = msgspec.field(default=(), name="queue")
+    topics: tuple[TopicConfig, ...] = msgspec.field(default=(), name="topic")
     bridges: tuple[BridgeConfig, ...] = msgspec.field(default=(), name="bridge")
     aliases: dict[str, str] = msgspec.field(default_factory=dict)
     retain: tuple[RetainConfig, ...] = ()
@@ -80,6 +82,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return {
             each.name: each.max_redeliveries for each in self.queues if each.max_redeliveries >= 0
         }
+
+    def topic_specs(self) -> tuple[TopicSpec, ...]:
+        return tuple(each.spec() for each in self.topics)
 
     def bridge_pairs(self) -> Iterator[tuple[Destination, Destination, int]]:
         """Yield source, target and prefetch of each bridge; raises ConfigError."""
@@ -126,13 +131,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"broker.url: {masked(self.broker.url)!r} names no broker that is supported",
                 "it begins with " + ", ".join(f"{each}:" for each in BROKER_SCHEMES),
             )
-        if scheme.startswith("amqp") and not self.broker.url.startswith(f"{scheme}://"):
+        if not scheme.startswith("embedded") and not self.broker.url.startswith(f"{scheme}://"):
             raise ConfigError(f"broker.url: write {scheme}://host")
+        if self.broker.data and scheme != "embedded":
+            raise ConfigError(
+                f"broker.data: {scheme}:// keeps its messages itself", "only embedded: takes it"
+            )
         if self.limits.frame < self.limits.message:
             raise ConfigError("limits.frame is less than limits.message", "a frame holds a message")
         for table, names in (
             ("exchange", [each.name for each in self.exchanges]),
             ("queue", [each.name for each in self.queues]),
+            ("topic", [each.name for each in self.topics]),
         ):
             for index, name in enumerate(names):
                 if not name or name in names[:index]:
@@ -141,6 +151,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             pass
         if self.limits.lease > self.limits.max_lease:
             raise ConfigError("limits.lease is more than limits.max_lease")
+        _check_broker(self)
         self.retain_rules()
         self.slow_rules()
         self.server.check_client_url()
@@ -148,6 +159,26 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if not self.rules() and not self.server.allow_anyone:
             _refuse_reach(self.server)
         return self
+
+
+def _check_broker(config: Config) -> None:
+    """Refuse what the chosen broker has nothing for; raises ConfigError."""
+    if not config.broker.url.startswith("kafka"):
+        if config.topics:
+            raise ConfigError("topic[0]: only Kafka has topics", "use [[queue]] and [[exchange]]")
+        return
+    if config.server.demo:
+        raise ConfigError(
+            "server.demo: the demo pages use patterns of topics, which Kafka does not have",
+            "show them with broker.url = embedded:",
+        )
+    for table, tables, hint in (
+        ("exchange", config.exchanges, "/exchange/TOPIC/PATTERN reads a topic's records by key"),
+        ("queue", config.queues, "/queue/TOPIC is a consumer group; [[topic]] creates a topic"),
+        ("retain", config.retain, "a topic keeps its records: [[topic]] with retention.ms"),
+    ):
+        if tables:
+            raise ConfigError(f"{table}[0]: Kafka has nothing like [[{table}]]", hint)
 
 
 def load(
@@ -381,6 +412,12 @@ def _code(default: str) -> str:
 _ARRAYS: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
     ("exchange", ExchangeConfig, "Exchanges that are declared at the start."),
     ("queue", QueueConfig, "Queues that are declared at the start."),
+    (
+        "topic",
+        TopicConfig,
+        "Kafka topics that are created at the start where they are missing; one that is there is "
+        "left as it is.",
+    ),
     (
         "bridge",
         BridgeConfig,

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .accounts import Accounts, BrokerAccounts, EmbeddedAccounts, LoginBroker, reader_of
+from .accounts import Accounts, BrokerAccounts, LocalAccounts, LoginBroker, reader_of
 from .aliases import Aliases, concealed
 from .auth.identity import Identity
 from .auth.policy import Policy, Verb
@@ -20,6 +20,8 @@ from .bridge import Bridge
 from .brokers.base import Broker
 from .brokers.factory import (
     HistoryLimits,
+    KafkaSettings,
+    Keeping,
     default_virtual_host,
     login_broker,
     make_broker,
@@ -67,7 +69,8 @@ class Gateway:
                 config.history.messages, config.history.age, config.history.bytes
             ),
             deliveries=self._deliveries,
-            retain=config.retain_rules(),
+            keeping=Keeping(config.broker.data, config.broker.synchronous, config.retain_rules()),
+            kafka=KafkaSettings(config.broker.group, config.topic_specs()),
         )
         self.url = ""
         self.stomp_url = ""
@@ -233,8 +236,8 @@ class Gateway:
     def _accounts(self) -> Accounts:
         """Return who checks STOMP logins: the broker that is behind."""
         config = self.config
-        if config.broker.url.partition(":")[0].lower() == "embedded":
-            return EmbeddedAccounts(self.services)
+        if config.broker.url.partition(":")[0] in ("embedded", "kafka", "kafkas"):
+            return LocalAccounts(self.services)
 
         def make(user: str, password: str, virtual_host: str | None) -> LoginBroker:
             made = login_broker(

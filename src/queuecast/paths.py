@@ -13,7 +13,7 @@ from .aliases import Aliases
 from .errors import ConfigError
 
 # What the gateway answers at paths that nobody can choose.
-_OWN = frozenset(("sse", "ws", "poll", "publish", "healthz", "readyz", "admin", "metrics"))
+_OWN = frozenset(("sse", "ws", "poll", "publish", "ack", "healthz", "readyz", "admin", "metrics"))
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 

@@ -63,6 +63,11 @@ class QueueSpec:
     bindings: tuple[BindingSpec, ...] = ()
 
     @property
+    def is_lasting(self) -> bool:
+        """Whether it is there again after a restart of its broker."""
+        return self.durable and not self.exclusive
+
+    @property
     def is_stream(self) -> bool:
         """Whether it keeps its messages for everybody, at offsets."""
         return self.arguments.get(QUEUE_TYPE) == "stream"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from .brokers.base import BindingSpec, ExchangeSpec, QueueSpec
+from .brokers.base import BindingSpec, ExchangeSpec, QueueSpec, TopicSpec
 from .errors import ConfigError
 from .options import option
 from .paths import StompPaths
@@ -175,12 +175,39 @@ class BrokerConfig(_Table, frozen=True, kw_only=True):
     url: Annotated[
         str,
         option(
-            "`embedded:`, `amqp://user:password@host:5672/vhost` or `amqps://…`.", flag="--broker"
+            "`embedded:`, `amqp://user:password@host:5672/vhost`, `amqps://…`, "
+            "`kafka://host:9092,host:9092` or `kafkas://…`.",
+            flag="--broker",
         ),
     ] = "embedded:"
-    cafile: Annotated[
-        str, option("Certificate authorities (PEM) for `amqps://`.", flag="--cafile")
+    data: Annotated[
+        str,
+        option(
+            "Directory in which `embedded:` keeps durable queues, their persistent messages and "
+            "retained destinations; in memory only when empty.",
+            flag="--data",
+        ),
     ] = ""
+    synchronous: Annotated[
+        Literal["full", "normal"],
+        option(
+            "When a message in `data` counts as written. `full`: when the disk has it. `normal`: "
+            "when the operating system has it; a killed gateway loses nothing then, but a crash "
+            "of the system or a power cut may lose the last messages that were answered.",
+            flag="--synchronous",
+        ),
+    ] = "full"
+    cafile: Annotated[
+        str,
+        option("Certificate authorities (PEM) for `amqps://` and `kafkas://`.", flag="--cafile"),
+    ] = ""
+    group: Annotated[
+        str,
+        option(
+            "Kafka: what the names of consumer groups begin with; `/queue/T` is a member of "
+            "`queuecast.T`."
+        ),
+    ] = "queuecast"
     loopback_users: Annotated[
         tuple[str, ...],
         option(
@@ -348,6 +375,23 @@ class QueueConfig(_Table, frozen=True, kw_only=True):
                 BindingSpec(each.exchange, each.key, each.arguments) for each in self.bindings
             ),
         )
+
+
+class TopicConfig(_Table, frozen=True, kw_only=True):
+    """[[topic]]"""
+
+    name: Annotated[str, option("The topic's name.")]
+    partitions: Annotated[int, option("How many; 0 for the cluster's default.", ge=0)] = 0
+    replication: Annotated[
+        int, option("Replicas of each; 0 for the cluster's default.", ge=0, le=32767)
+    ] = 0
+    settings: Annotated[
+        dict[str, str], option('Kafka\'s own, as text, e.g. `"retention.ms" = "86400000"`.')
+    ] = msgspec.field(default_factory=dict)
+
+    def spec(self) -> TopicSpec:
+        """Return it as a broker creates it."""
+        return TopicSpec(self.name, self.partitions, self.replication, self.settings)
 
 
 class BridgeConfig(_Table, frozen=True, kw_only=True):

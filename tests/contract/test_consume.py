@@ -1,5 +1,7 @@
 """Every broker: queues with competing consumers, ack, nack, prefetch, limits and dead letters."""
 
+from collections.abc import Awaitable, Callable
+
 import pytest
 
 from queuecast.brokers.base import BindingSpec, Broker, ExchangeSpec
@@ -19,9 +21,9 @@ async def fill(broker: Broker, name: str, count: int, first: int = 0) -> None:
 
 
 @pytest.fixture
-async def queue(broker: Broker, name: str) -> str:
+async def queue(make_queue: Callable[[str], Awaitable[None]], name: str) -> str:
     """An empty queue's name."""
-    await broker.declare(queues=[passing(name)])
+    await make_queue(name)
     return name
 
 
@@ -43,12 +45,12 @@ async def test_consume_declares_the_queue(broker: Broker, name: str, consume: Co
 
 
 async def test_missing_amq_queue_names_the_setting(
-    broker: Broker, queue: str, consume: Consume
+    broker: Broker, kind: str, queue: str, consume: Consume
 ) -> None:
     sink = await consume(f"/amq/queue/{queue}")
     with pytest.raises(NotFound) as caught:
         await broker.consume(D(f"/amq/queue/{queue}-missing"), DeliveryList())
-    assert "[[queue]]" in caught.value.hint
+    assert ("[[topic]]" if kind == "kafka" else "[[queue]]") in caught.value.hint
     assert f"{queue}-missing" in str(caught.value)
     await fill(broker, queue, 1)
     assert await sink.got(1) == [b"0"]
@@ -105,6 +107,7 @@ async def test_nack_with_requeue_comes_again_first_and_redelivered(
     assert len({delivery.tag for delivery in sink.deliveries}) == 4
 
 
+@pytest.mark.needs("queues")
 async def test_nack_without_requeue_goes_to_the_dead_letter_exchange(
     broker: Broker, name: str, consume: Consume
 ) -> None:
@@ -195,7 +198,12 @@ async def test_stale_and_foreign_tags_are_ignored(
     assert sink.consumer.ack(sink.deliveries[1].tag) is False
 
 
-async def test_pause_and_resume(broker: Broker, queue: str, consume: Consume) -> None:
+async def test_pause_and_resume(
+    broker: Broker,
+    queue: str,
+    consume: Consume,
+    make_queue: Callable[[str], Awaitable[None]],
+) -> None:
     sink = await consume(f"/amq/queue/{queue}")
     await fill(broker, queue, 1)
     await sink.got(1)
@@ -203,7 +211,7 @@ async def test_pause_and_resume(broker: Broker, queue: str, consume: Consume) ->
     sink.consumer.pause()
     await fill(broker, queue, 3, first=1)
     # Another consumer's round trip: time enough for a delivery that should not come.
-    await broker.declare(queues=[passing(f"{queue}-other")])
+    await make_queue(f"{queue}-other")
     other = await consume(f"/amq/queue/{queue}-other")
     await fill(broker, f"{queue}-other", 1)
     await other.got(1)
@@ -214,6 +222,7 @@ async def test_pause_and_resume(broker: Broker, queue: str, consume: Consume) ->
     assert not any(delivery.message.redelivered for delivery in sink.deliveries)
 
 
+@pytest.mark.needs("queues")
 async def test_max_length_drops_the_oldest(broker: Broker, name: str, consume: Consume) -> None:
     await broker.declare(queues=[passing(name, arguments={"x-max-length": 3})])
     await fill(broker, name, 5)
@@ -221,6 +230,7 @@ async def test_max_length_drops_the_oldest(broker: Broker, name: str, consume: C
     assert await sink.got(3) == [b"2", b"3", b"4"]
 
 
+@pytest.mark.needs("queues")
 @pytest.mark.parametrize("by_message", [False, True])
 async def test_expired_messages_go_to_the_dead_letter_exchange(
     broker: Broker, name: str, consume: Consume, by_message: bool
@@ -243,6 +253,7 @@ async def test_expired_messages_go_to_the_dead_letter_exchange(
     assert death.get("original-expiration") == ("30" if by_message else None)
 
 
+@pytest.mark.needs("queues")
 async def test_bindings_of_a_declared_queue(broker: Broker, name: str, consume: Consume) -> None:
     await broker.declare(
         [ExchangeSpec(f"{name}-h", "headers"), ExchangeSpec(f"{name}-f", "fanout")],
@@ -267,6 +278,7 @@ async def test_bindings_of_a_declared_queue(broker: Broker, name: str, consume: 
     assert await sink.got(4) == [b"topic", b"fanout", b"kind", b"flag"]
 
 
+@pytest.mark.needs("queues")
 async def test_binding_to_a_missing_exchange(broker: Broker, name: str) -> None:
     with pytest.raises(NotFound) as caught:
         await broker.declare(queues=[passing(name, bindings=(BindingSpec(f"{name}-x", "k"),))])

@@ -18,6 +18,8 @@ from queuecast.errors import Conflict, Locked, NotFound, PublishFailed, Unavaila
 from queuecast.message import Properties
 from tests.contract.sinks import DeliveryList, until
 
+pytestmark = pytest.mark.needs("queues")
+
 D = Destination.parse
 
 Open = Callable[..., Awaitable[DeliveryList]]

@@ -15,6 +15,7 @@ from tests.contract.sinks import FeedList
 D = Destination.parse
 
 
+@pytest.mark.needs("exchanges")
 async def test_nobody_listening_is_success(broker: Broker, name: str) -> None:
     await broker.declare([ExchangeSpec(name, "direct")])
     await broker.publish(D(f"/topic/{name}"), b"1")
@@ -22,6 +23,7 @@ async def test_nobody_listening_is_success(broker: Broker, name: str) -> None:
     await broker.publish(D(f"/exchange/{name}"), b"1")
 
 
+@pytest.mark.needs("exchanges")
 async def test_mandatory_needs_somebody(broker: Broker, name: str) -> None:
     with pytest.raises(Unroutable):
         await broker.publish(D(f"/topic/{name}"), b"1", mandatory=True)
@@ -29,6 +31,7 @@ async def test_mandatory_needs_somebody(broker: Broker, name: str) -> None:
     await broker.publish(D(f"/topic/{name}"), b"2", mandatory=True)
 
 
+@pytest.mark.needs("exchanges")
 async def test_missing_exchange(broker: Broker, name: str) -> None:
     sink = FeedList()
     await broker.open_feed(D(f"/topic/{name}"), sink)
@@ -51,6 +54,7 @@ async def test_queue_is_declared_on_first_use(broker: Broker, name: str, consume
     assert sink.ack()
 
 
+@pytest.mark.needs("queues")
 async def test_queue_that_was_configured_is_used_as_it_is(
     broker: Broker, name: str, consume: Consume
 ) -> None:
@@ -62,6 +66,7 @@ async def test_queue_that_was_configured_is_used_as_it_is(
     assert sink.ack()
 
 
+@pytest.mark.needs("queues")
 @pytest.mark.parametrize("prefix", ["/amq/queue/", "/reply-queue/"])
 async def test_named_queue_must_exist(
     broker: Broker, name: str, consume: Consume, prefix: str
@@ -126,6 +131,7 @@ async def test_all_properties_arrive(broker: Broker, name: str, user: str) -> No
     assert isinstance(got.headers["bytes"], bytes)
 
 
+@pytest.mark.needs("properties")
 async def test_no_properties_stay_none(broker: Broker, name: str) -> None:
     sink = FeedList()
     await broker.open_feed(D(f"/topic/{name}"), sink)
@@ -134,6 +140,7 @@ async def test_no_properties_stay_none(broker: Broker, name: str) -> None:
     assert sink.messages[0].properties == Properties()
 
 
+@pytest.mark.needs("queues")
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -155,6 +162,7 @@ async def test_queue_with_other_properties_is_a_conflict(
     await broker.publish(D(f"/amq/queue/{name}"), b"still works")
 
 
+@pytest.mark.needs("exchanges")
 async def test_exchange_with_another_type_is_a_conflict(broker: Broker, name: str) -> None:
     await broker.declare([ExchangeSpec(name, "direct")])
     await broker.declare([ExchangeSpec(name, "direct")])
@@ -166,6 +174,7 @@ async def test_exchange_with_another_type_is_a_conflict(broker: Broker, name: st
     await broker.publish(D(f"/exchange/{name}/key"), b"still works")
 
 
+@pytest.mark.needs("queues")
 async def test_full_queue_that_refuses(broker: Broker, name: str, consume: Consume) -> None:
     arguments = {"x-max-length": 2, "x-overflow": "reject-publish"}
     await broker.declare(queues=[passing(name, arguments=arguments)])

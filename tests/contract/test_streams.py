@@ -17,6 +17,8 @@ from tests.contract.sinks import DeliveryList
 D = Destination.parse
 PERSISTENT = Properties(persistent=True)
 
+pytestmark = pytest.mark.needs("queues")
+
 
 @asynccontextmanager
 async def stream(broker: Broker, name: str, **arguments: Any) -> AsyncIterator[QueueSpec]:

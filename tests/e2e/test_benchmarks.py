@@ -32,6 +32,20 @@ def test_quick_run_prints_the_table(tmp_path: Path) -> None:
     assert len(found["latency"]) == len(found["idle"]) == 2
 
 
+def test_what_durability_costs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.durable", "--quick"],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{ROOT}/src"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    for kind in ("memory", "normal", "full"):
+        assert f"| {kind} | 1,000 |" in done.stdout
+
+
 @pytest.mark.parametrize("wire", ["ws", "sse"])
 class TestCheck:
     def test_takes_all_messages_in_order(self, wire: str) -> None:

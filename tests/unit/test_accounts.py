@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import queuecast.accounts as accounts
-from queuecast.accounts import BrokerAccounts, EmbeddedAccounts
+from queuecast.accounts import BrokerAccounts, LocalAccounts
 from queuecast.destination import Destination
 from queuecast.errors import (
     LimitExceeded,
@@ -280,7 +280,7 @@ def test_closing_closes_all_and_takes_nobody_in() -> None:
 @pytest.mark.parametrize("host", [None, "/"])
 def test_the_embedded_brokers_guest(host: str | None) -> None:
     house = House()
-    embedded = EmbeddedAccounts(house.services)
+    embedded = LocalAccounts(house.services)
     account = house.runtime.run(embedded.login("guest", "guest", host, loopback=True))
     assert account.services is house.services
 
@@ -298,5 +298,5 @@ def test_nobody_else(user: str, passcode: str, host: str | None, loopback: bool,
     house = House()
     with pytest.raises(Refused, match=f"^{text}$"):
         house.runtime.run(
-            EmbeddedAccounts(house.services).login(user, passcode, host, loopback=loopback)
+            LocalAccounts(house.services).login(user, passcode, host, loopback=loopback)
         )

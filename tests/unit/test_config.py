@@ -157,7 +157,29 @@ def test_stomp_may_be_beside_an_alias_but_sockjs_not_above_one(tmp_path: Path) -
         ("[limits]\nmessage = '8MB'", ["limits.frame is less than limits.message"]),
         ("[log]\nage = '5 weeks'", ["log.age", "is not a duration", "5m"]),
         ("[broker]\nstart = 'perhaps'", ["broker.start", '"retry" or "exit"']),
-        ("[broker]\nurl = 'kafka://h'", ["broker.url", "amqp:"]),
+        ("[broker]\nurl = 'nats://h'", ["broker.url", "amqp:", "kafka:"]),
+        ("[broker]\nurl = 'kafka:h'", ["broker.url", "kafka://host"]),
+        ("[[topic]]\nname = 'a'", ["topic[0]", "[[queue]]"]),
+        (
+            "[broker]\nurl = 'kafka://h'\n[[queue]]\nname = 'a'",
+            ["queue[0]", "Kafka has nothing like", "/queue/TOPIC"],
+        ),
+        (
+            "[broker]\nurl = 'kafka://h'\n[server]\ndemo = true",
+            ["server.demo", "patterns of topics", "embedded:"],
+        ),
+        (
+            "[broker]\nurl = 'kafka://h'\n[[exchange]]\nname = 'a'",
+            ["exchange[0]", "Kafka has nothing like", "/exchange/TOPIC/PATTERN"],
+        ),
+        (
+            "[broker]\nurl = 'kafka://h'\n[[retain]]\ndestination = '/topic/a'\nage = '1h'",
+            ["retain[0]", "Kafka has nothing like", "retention.ms"],
+        ),
+        (
+            "[broker]\nurl = 'kafka://h'\n[[topic]]\nname = 'a'\n[[topic]]\nname = 'a'",
+            ["topic[1].name", "there twice"],
+        ),
         ("[broker]\nurl = 'amqp:h'", ["broker.url", "amqp://host"]),
         ("[[exchange]]\ntype = 'topic'", ["exchange[0]", "lacks 'name'"]),
         ("[[exchange]]\nname = 'a'\ntype = 'tpic'", ["exchange[0].type", '"topic"']),

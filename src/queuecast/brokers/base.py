@@ -48,6 +48,7 @@ __all__ = [
     "Owner",
     "Page",
     "QueueSpec",
+    "TopicSpec",
 ]
 
 EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
@@ -73,6 +74,19 @@ class ExchangeSpec:
     durable: bool = True
     auto_delete: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A Kafka topic to create where it is missing.
+
+    partitions, replication: 0 for the cluster's default. settings: Kafka's own, as text.
+    """
+
+    name: str
+    partitions: int = 0
+    replication: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 class FeedSink(Protocol):

@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from ..delivery import DeliveryBudget
 from ..errors import ConfigError
 from ..retention import RetainRule
-from .base import Broker
+from .base import Broker, TopicSpec
 
 if TYPE_CHECKING:
+    from .embedded.keeper import Keeper
     from .rabbitmq.broker import RabbitBroker
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What is kept for destinations under a rule, and where.
+
+    rules: every broker has its own way. directory: the embedded broker's, "" for in memory;
+    synchronous: "full" or "normal", see settings.py.
+    """
+
+    directory: str = ""
+    synchronous: str = "full"
+    rules: Sequence[RetainRule] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +41,29 @@ class HistoryLimits:
     bytes: int = 64 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """What only Kafka has: the prefix of consumer groups, and topics to create."""
+
+    group: str = "queuecast"
+    topics: Sequence[TopicSpec] = ()
+
+
 def make_broker(
     url: str,
     *,
     cafile: str = "",
     history: HistoryLimits | None = None,
     deliveries: DeliveryBudget | None = None,
-    retain: Sequence[RetainRule] = (),
+    keeping: Keeping | None = None,
+    kafka: KafkaSettings | None = None,
 ) -> Broker:
     """Return the broker of a URL, not yet started.
 
-    retain: which destinations keep their messages. Raises ConfigError for an unknown scheme, a
-    malformed URL, a rule that the broker cannot keep to, or a client library that is not
-    installed (with the command that installs it).
+    Raises ConfigError for an unknown scheme, a malformed URL, a rule that the broker cannot keep
+    to, or a client library that is not installed (with the command that installs it).
     """
+    keeping = keeping or Keeping()
     # The scheme alone: what else is wrong with a URL is its own broker's to say.
     scheme = url.partition(":")[0].lower()
     if scheme == "embedded":
@@ -47,6 +71,8 @@ def make_broker(
 
         limits = history or HistoryLimits()
         return EmbeddedBroker(
+            keeper=_keeper(keeping) if keeping.directory else None,
+            retain=keeping.rules,
             history_messages=limits.messages,
             history_age=limits.age,
             history_bytes=limits.bytes,
@@ -56,12 +82,27 @@ def make_broker(
             raise ConfigError(f"{scheme}:// needs pika", "pip install 'queuecast[rabbitmq]'")
         from .rabbitmq.broker import RabbitBroker
 
-        return RabbitBroker(url, cafile=cafile or None, deliveries=deliveries, retain=retain)
-    if scheme == "kafka":
-        raise ConfigError("kafka:// is not supported yet", "use embedded: or amqp://")
+        return RabbitBroker(url, cafile=cafile or None, deliveries=deliveries, retain=keeping.rules)
+    if scheme in ("kafka", "kafkas"):
+        if find_spec("aiokafka") is None:
+            raise ConfigError(f"{scheme}:// needs aiokafka", "pip install 'queuecast[kafka]'")
+        from .kafka.broker import KafkaBroker
+
+        settings = kafka or KafkaSettings()
+        return KafkaBroker(url, cafile=cafile or None, group=settings.group, topics=settings.topics)
     raise ConfigError(
-        f"broker.url has the unknown scheme {scheme!r}", "use embedded:, amqp:// or amqps://"
+        f"broker.url has the unknown scheme {scheme!r}",
+        "use embedded:, amqp://, amqps://, kafka:// or kafkas://",
     )
+
+
+def _keeper(keeping: Keeping) -> Keeper:
+    # Only now: a gateway in memory needs no SQLite.
+    from .embedded.keeper import Keeper
+    from .embedded.store import Store
+
+    directory = Path(keeping.directory)
+    return Keeper(Store(directory, synchronous=keeping.synchronous, rules=keeping.rules))
 
 
 def login_broker(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from queuecast.brokers.base import QueueSpec
-from queuecast.brokers.embedded.broker import EmbeddedBroker, QueueCounts
+from queuecast.brokers.embedded.broker import EmbeddedBroker
+from queuecast.brokers.embedded.counts import QueueCounts
 from queuecast.destination import Destination
 from tests.contract.sinks import DeliveryList
 from tests.unit.brokers.hand_clock import HandClock

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from queuecast.brokers.base import BindingSpec, Delivery, ExchangeSpec, QueueSpec
-from queuecast.brokers.embedded.broker import EmbeddedBroker, QueueCounts
+from queuecast.brokers.embedded.broker import EmbeddedBroker
+from queuecast.brokers.embedded.counts import QueueCounts
 from queuecast.destination import Destination
 from queuecast.errors import (
     BadRequest,

@@ -1,18 +1,18 @@
-"""The embedded broker: AMQP's exchanges and queues within the process, in memory.
+"""The embedded broker: AMQP's exchanges and queues within the process.
 
 Everything happens on the event loop, and a publish is done when it returns: matching, feeds'
 sinks, queues and history. Offsets are one sequence for the whole broker, so a feed's position
-is the broker's last offset, whatever the feed itself has seen.
+is the broker's last offset, whatever the feed itself has seen. With a store what has to last
+goes through it first (keeper.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ...destination import Destination, Kind
 from ...errors import (
@@ -25,8 +25,8 @@ from ...errors import (
     Unsupported,
 )
 from ...message import NO_PROPERTIES, Message, Properties
-from ...pattern import is_pattern
 from ...position import Mark, new_epoch
+from ...retention import RetainRule, rule_for
 from ..base import (
     DEFAULT_PREFETCH,
     PLAIN,
@@ -39,20 +39,25 @@ from ..base import (
     Owner,
     QueueSpec,
 )
-from ..matching import Index, new_index
 from ..owners import Owners
-from . import death, history
+from . import history
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
 from .consumer import QueueConsumer
+from .counts import Counts, QueueCounts
 from .exchange import Exchange
 from .feed import Feed
 from .history import History
-from .memory import Memory, weight
+from .memory import Memory
 from .queue import Queue
+from .retained import RetainedFeed, new_filter
+from .routing import Router
 from .stream import Stream, StreamConsumer
 from .topology import AnyQueue, Target, Topology, hint_exchange, hint_queue
 from .turn import Turn
+
+if TYPE_CHECKING:
+    from .keeper import Keeper
 
 logger = logging.getLogger(__name__)
 
@@ -64,54 +69,28 @@ DEFAULT_MAX_QUEUES = 65_536
 _PUBLISHES_A_TURN = 64
 
 
-class _Routed(NamedTuple):
-    """What became of a message: targets that took it, and the name of a queue that refused."""
-
-    taken: int
-    refused: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class QueueCounts:
-    """What is in a queue now."""
-
-    ready: int
-    unacked: int
-    consumers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What is in the broker now; bytes are estimates."""
-
-    exchanges: int
-    queues: dict[str, QueueCounts]
-    feeds: int
-    offset: int
-    queue_bytes: int
-    history_bytes: int
-
-
 class EmbeddedBroker:
-    """A broker in this process, gone when it ends; implements base.Broker.
+    """A broker in this process; implements base.Broker. Without a keeper it is gone with it.
 
+    retain: what is kept whether or not anyone is subscribed; the keeper's store has equal rules.
     max_bytes: for the messages of all queues; a publish beyond it is PublishFailed.
     history_messages (per routing key), history_age (seconds), history_bytes (in all): what a
     feed finds when it opens late.
     """
 
-    name = "embedded (memory)"
-
     def __init__(
         self,
         clock: Clock | None = None,
         *,
+        keeper: Keeper | None = None,
+        retain: Sequence[RetainRule] = (),
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_queues: int = DEFAULT_MAX_QUEUES,
         history_messages: int = history.DEFAULT_MESSAGES,
         history_age: float = history.DEFAULT_AGE,
         history_bytes: int = history.DEFAULT_BYTES,
     ) -> None:
+        self.name = f"embedded ({'memory' if keeper is None else keeper.directory})"
         self.epoch = new_epoch()
         self._clock: Clock = LoopClock() if clock is None else clock
         self._turn = Turn(self._clock)
@@ -124,9 +103,12 @@ class EmbeddedBroker:
         )
         self._topology = Topology(self._make_queue, max_queues, self._on_exchange_gone)
         self._owners = Owners()
+        self._retain = retain
+        self._keeper = keeper
+        self._router = Router(
+            self._topology, self._turn, self._memory, self._history, retain, keeper
+        )
         self._feeds: dict[Feed, None] = {}
-        self._offset = 0  # given to a message
-        self._handed = 0  # … which then all feeds have
         self._publishes = 0
         self._status = "not started"
 
@@ -135,20 +117,43 @@ class EmbeddedBroker:
     async def start(self) -> None:
         if self._status == "closed":
             raise Unavailable("the embedded broker is closed")
-        self._status = "in memory"
+        if self._keeper is None:
+            self._status = "in memory"
+        elif not self.ready:
+            await self._restore(self._keeper)
+            self._status = f"on disk in {self._keeper.directory}"
+
+    async def _restore(self, keeper: Keeper) -> None:
+        found = await keeper.open(self._turn, self._memory)
+        self.epoch = found.epoch
+        self._router.begin_at(found.offset)
+        try:
+            # In one piece: what it causes (a message that expired meanwhile) comes after it.
+            self._turn.first(lambda: keeper.restore(found, self._topology))
+        except BaseException:
+            await keeper.abandon()
+            raise
 
     async def close(self) -> None:
+        was_open = self.ready
         self._status = "closed"
+        if was_open:
+            with suppress(Unavailable):  # each publisher hears of its own
+                await self._settled()
         for feed in list(self._feeds):
             await feed.close()
+        if self._keeper is not None and was_open:
+            await self._keeper.close(self._topology, self._router.offset)
         self._topology.close(Unavailable("the embedded broker is closed"))
 
     @property
     def ready(self) -> bool:
-        return self._status == "in memory"
+        return self._status not in ("not started", "closed")
 
     @property
     def status(self) -> str:
+        if self.ready and self._keeper is not None and self._keeper.error is not None:
+            return str(self._keeper.error)
         return self._status
 
     def counts(self) -> Counts:
@@ -160,7 +165,7 @@ class EmbeddedBroker:
                 for name, found in self._topology.queues.items()
             },
             feeds=len(self._feeds),
-            offset=self._offset,
+            offset=self._router.offset,
             queue_bytes=self._memory.used,
             history_bytes=self._history.bytes,
         )
@@ -175,34 +180,44 @@ class EmbeddedBroker:
             self._topology.declare_exchange(exchange_spec)
         for queue_spec in queues:
             self._topology.declare_queue(queue_spec)
+        await self._settled()
 
     async def delete_exchange(self, name: str) -> None:
         """Delete an exchange: its feeds fail, its queues stay. Raises NotFound, Refused."""
         self._check_ready()
         self._topology.delete_exchange(name)
+        await self._settled()
 
     async def delete_queue(self, name: str) -> None:
         """Delete a queue with all that is in it; its consumers are cancelled. Raises NotFound."""
         self._check_ready()
         self._drop_queue(name, "was deleted")
+        await self._settled()
+
+    async def _settled(self) -> None:
+        if self._keeper is not None:
+            await self._keeper.settled()
 
     async def declare_own(self, queue: QueueSpec, owner: Owner) -> None:
         self._check_ready()
-        self._declare_own(queue, owner)
+        await self._declare_own(queue, owner)
 
-    def _declare_own(self, queue: QueueSpec, owner: Owner | None) -> None:
+    async def _declare_own(self, queue: QueueSpec, owner: Owner | None) -> None:
         if owner is not None and owner.gone:
             raise Unavailable("the session is over")
         self._owners.check(queue.name, owner)
         self._topology.declare_queue(queue)
         if queue.exclusive:
             self._owners.take(queue.name, owner)
+        if queue.is_lasting:
+            await self._settled()
 
     async def delete_own(self, name: str, owner: Owner) -> None:
         self._check_ready()
         self._owners.check(name, owner)
         if name in self._topology.queues:
             self._drop_queue(name, "was deleted")
+            await self._settled()
 
     async def release(self, owner: Owner) -> None:
         owner.gone = True
@@ -215,14 +230,20 @@ class EmbeddedBroker:
 
     def _make_queue(self, spec: QueueSpec) -> AnyQueue:
         if spec.is_stream:
-            return Stream(spec, turn=self._turn, memory=self._memory)
+            return Stream(
+                spec,
+                turn=self._turn,
+                memory=self._memory,
+                on_truncated=None if self._keeper is None else self._keeper.truncated,
+            )
         return Queue(
             spec,
             clock=self._clock,
             turn=self._turn,
             memory=self._memory,
-            on_death=self._on_death,
+            on_death=self._router.on_death,
             on_unused=self._on_unused,
+            clearance=None if self._keeper is None else self._keeper.clearance(),
         )
 
     def _on_unused(self, unused: Queue) -> None:
@@ -230,7 +251,7 @@ class EmbeddedBroker:
             self._drop_queue(unused.name, "expired")
 
     def _on_exchange_gone(self, name: str) -> None:
-        self._history.forget(name, self._offset)
+        self._history.forget(name, self._router.offset)
         for feed in [feed for feed in self._feeds if feed.exchange == name]:
             feed.fail(NotFound(f"exchange {name!r} was deleted", hint_exchange(name)))
 
@@ -251,12 +272,16 @@ class EmbeddedBroker:
         if destination.kind is Kind.QUEUE and key not in self._topology.queues:
             self._topology.declare_queue(QueueSpec(key))
         message = Message(body, name, key, properties)
-        routed = self._turn.first(lambda: self._route(target, message))
+        routed = self._turn.first(lambda: self._router.route(target, message))
         if mandatory is None:
             mandatory = destination.names_queue
         if mandatory and not routed.taken and routed.refused is None:
+            if routed.done is not None:
+                routed.done.cancel()
             hint = hint_queue(key) if destination.names_queue else ""
             raise Unroutable(f"no queue takes what is published to {destination}", hint)
+        if routed.done is not None:
+            await routed.done
         if routed.refused is not None:
             raise PublishFailed(f"queue {routed.refused!r} is full and refuses (x-overflow)")
         self._publishes += 1
@@ -273,91 +298,6 @@ class EmbeddedBroker:
             raise Unsupported(f"{destination} is a name of one session, not of the broker")
         return "", destination.name
 
-    def _route(
-        self, target: Exchange[Target], message: Message, *, is_dead: bool = False
-    ) -> _Routed:
-        """Give a message to all that match; raises PublishFailed when memory is full."""
-        targets, passed = self._match(target, message)
-        if is_dead and targets:
-            deaths = death.deaths_of(message)
-            targets = [
-                found
-                for found in targets
-                if isinstance(found, Feed) or not death.is_cycle(found.name, deaths)
-            ]
-        size = weight(message)
-        queues = sum(1 for found in targets if not isinstance(found, Feed))
-        if queues and not self._memory.has_room(queues * size):
-            raise PublishFailed(
-                f"the embedded broker's queues hold {self._memory.used} bytes of at most "
-                f"{self._memory.limit}",
-                "consume what is in the queues, or limit them with x-max-length or x-message-ttl",
-            )
-        self._offset += 1
-        message.offset = self._offset
-        for name in passed:
-            self._history.add(name, message)
-        refused: str | None = None
-        for found in targets:
-            if isinstance(found, Feed):
-                found.append(message)
-            elif not found.put(message, size):
-                refused = found.name
-        self._handed = self._offset
-        return _Routed(len(targets), refused)
-
-    def _match(
-        self, target: Exchange[Target], message: Message
-    ) -> tuple[Collection[Target], list[str]]:
-        """Return the targets, and the exchanges passed on the way (alternate exchanges)."""
-        if target.name == "":
-            found = self._topology.queues.get(message.routing_key)
-            return (() if found is None else (found,)), []
-        passed: list[str] = []
-        while True:
-            passed.append(target.name)
-            targets = target.match(message.routing_key, message.properties.headers)
-            alternate = target.alternate
-            if targets or alternate is None or alternate in passed:
-                return targets, passed
-            following = self._topology.exchanges.get(alternate)
-            if following is None:
-                return targets, passed
-            if following.name == "":
-                return self._match(following, message)[0], passed
-            target = following
-
-    def _on_death(self, dead: Queue, message: Message, reason: str) -> None:
-        name = dead.arguments.dead_letter_exchange
-        if name is None:
-            return
-        letter = death.bury(
-            message,
-            queue=dead.name,
-            reason=reason,
-            exchange=name,
-            routing_key=dead.arguments.dead_letter_key,
-            time=int(time.time()),
-        )
-        self._turn.do(lambda: self._route_dead(dead.name, letter))
-
-    def _route_dead(self, from_queue: str, letter: Message) -> None:
-        target = self._topology.exchanges.get(letter.exchange)
-        if target is None:
-            logger.warning(
-                "dead letter of queue %r dropped: no exchange %r", from_queue, letter.exchange
-            )
-            return
-        try:
-            routed = self._route(target, letter, is_dead=True)
-        except PublishFailed as error:
-            logger.warning("dead letter of queue %r dropped: %s", from_queue, error)
-            return
-        if routed.refused is not None:
-            logger.warning(
-                "dead letter of queue %r refused by queue %r", from_queue, routed.refused
-            )
-
     # Reading
 
     async def open_feed(self, destination: Destination, sink: FeedSink) -> Feed:
@@ -368,10 +308,13 @@ class EmbeddedBroker:
         source = self._topology.exchange(name)
         if name == "":
             raise Refused("no feed on the default exchange")
-        feed = Feed(name, key, sink, lambda: self._handed, self._on_feed_closed)
+        feed = self._make_feed(destination, source, key, sink)
 
         def join() -> None:
             watermark, backlog = self._backlog(source, key)
+            if isinstance(feed, RetainedFeed):
+                # What was evicted between is there: history has no holes.
+                backlog = [message for message in backlog if (message.offset or 0) > watermark]
             sink.begin((Mark(self.epoch, watermark),), backlog, history=True)
             source.index.add(key, feed)
             self._feeds[feed] = None
@@ -380,15 +323,27 @@ class EmbeddedBroker:
         self._turn.first(join)
         return feed
 
-    def _backlog(self, source: Exchange[Target], key: str) -> tuple[int, list[Message]]:
-        kind = source.spec.type
-        literal = kind == "direct" or (kind == "topic" and not is_pattern(key))
-        # The same index that routes, with this one binding in it, asks key by key.
-        index: Index[bool] = new_index(kind)
-        index.add(key, True)
-        return self._history.read(
-            source.name, key if literal else None, lambda name: bool(index.match(name))
+    def _make_feed(
+        self, destination: Destination, source: Exchange[Target], key: str, sink: FeedSink
+    ) -> Feed:
+        rule = rule_for(self._retain, destination)
+        if rule is None:
+            return Feed(source.name, key, sink, lambda: self._router.handed, self._on_feed_closed)
+        number = self._retain.index(rule)
+        return RetainedFeed(
+            source.name,
+            key,
+            sink,
+            lambda: self._router.handed,
+            self._on_feed_closed,
+            epoch=self.epoch,
+            log=self._router.log(number),
+            only=new_filter(source.spec.type, key),
         )
+
+    def _backlog(self, source: Exchange[Target], key: str) -> tuple[int, list[Message]]:
+        only = new_filter(source.spec.type, key)
+        return self._history.read(source.name, only.key, only.matches)
 
     def _on_feed_closed(self, feed: Feed) -> None:
         self._feeds.pop(feed, None)
@@ -407,13 +362,16 @@ class EmbeddedBroker:
             raise ValueError(f"prefetch is {prefetch}: at least 1")
         if spec.queue is not None:
             name = spec.queue.name
-            self._declare_own(spec.queue, spec.owner)
+            await self._declare_own(spec.queue, spec.owner)
         else:
             if destination.is_shared:
                 raise Unsupported(f"{destination} is no queue: open a feed")
             _, name = self._address(destination)
             if destination.kind is Kind.QUEUE and name not in self._topology.queues:
                 self._topology.declare_queue(QueueSpec(name))
+                await self._settled()
+        # It may have been closed, and the queue deleted, while the disk was waited for.
+        self._check_ready()
         self._owners.check(name, spec.owner)
         found = self._topology.queue(name)
         if isinstance(found, Stream):

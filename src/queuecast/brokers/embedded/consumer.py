@@ -43,6 +43,11 @@ class QueueConsumer:
             and len(self._unacked) < self._prefetch
         )
 
+    @property
+    def room(self) -> int:
+        """How many deliveries more its prefetch allows."""
+        return self._prefetch - len(self._unacked)
+
     def start(self) -> None:
         """Begin to take."""
         self._started = True

@@ -14,10 +14,22 @@ class Entry:
 
     number: the place, given once and kept over every redelivery. expires: when it expires, on
     the broker's clock. weight: what the memory budget counts for it. returns: how often it came
-    back from a consumer.
+    back from a consumer. kept: its id in the store, 0 for none. cleared: whether it may be
+    delivered; a kept one only when the store knows of it, or else a kill would bring it again
+    as if for the first time.
     """
 
-    __slots__ = ("expires", "message", "number", "priority", "redelivered", "returns", "weight")
+    __slots__ = (
+        "cleared",
+        "expires",
+        "kept",
+        "message",
+        "number",
+        "priority",
+        "redelivered",
+        "returns",
+        "weight",
+    )
 
     def __init__(
         self, message: Message, number: int, weight: int, priority: int, expires: float | None
@@ -29,6 +41,8 @@ class Entry:
         self.expires = expires
         self.redelivered = False
         self.returns = 0
+        self.kept = 0
+        self.cleared = True
 
 
 class Line:

@@ -54,6 +54,8 @@ class History:
         self._max_bytes = max_bytes
         self._max_watermarks = watermarks
         self.bytes = 0
+        # What was before it is gone, on every exchange: a broker that was started again.
+        self.floor = 0
         # Silent longest first, so that age and pressure both evict from the front.
         self._recent: OrderedDict[tuple[str, str], _Log] = OrderedDict()
         self._logs: dict[str, dict[str, _Log]] = {}
@@ -119,7 +121,7 @@ class History:
         self._floors[exchange] = offset
 
     def _watermark(self, exchange: str, key: str | None, matches: Callable[[str], bool]) -> int:
-        floor = self._floors.get(exchange, 0)
+        floor = max(self.floor, self._floors.get(exchange, 0))
         evicted = self._evicted.get(exchange)
         if not evicted:
             return floor

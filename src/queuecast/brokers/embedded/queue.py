@@ -6,7 +6,7 @@ dropped. Expired entries leave when they come to the head, as in RabbitMQ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ...errors import QueuecastError
@@ -21,6 +21,7 @@ from .memory import Memory
 from .turn import Turn
 
 if TYPE_CHECKING:
+    from .clearance import Clearance
     from .consumer import QueueConsumer
 
 # Deliveries of one queue before other work has its turn.
@@ -30,8 +31,9 @@ BURST = 100
 class Queue:
     """A queue of the embedded broker.
 
-    on_death: takes a message with the reason when it leaves unacked. on_unused: called when
-    the queue is to be deleted because nobody uses it any more.
+    on_death: takes a message with the reason when it leaves unacked, and its id in the store.
+    on_unused: called when the queue is to be deleted because nobody uses it any more. clearance:
+    where deliveries of kept messages are made known beforehand.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class Queue:
         clock: Clock,
         turn: Turn,
         memory: Memory,
-        on_death: Callable[[Queue, Message, str], None],
+        on_death: Callable[[Queue, Message, str, int], None],
         on_unused: Callable[[Queue], None],
+        clearance: Clearance | None = None,
     ) -> None:
         self.spec = spec
         self.arguments = QueueArguments.read(spec.name, spec.arguments)
@@ -55,6 +58,9 @@ class Queue:
         self._memory = memory
         self._on_death = on_death
         self._on_unused = on_unused
+        self._clearance = clearance
+        self.pending = 0  # messages on their way through the store, and their bytes
+        self.pending_bytes = 0
         self._lines = [Line() for _ in range(self.arguments.max_priority + 1)]
         self._numbers = 0
         self._seen = 0  # entries up to this number have had their chance at a waiting consumer
@@ -80,34 +86,94 @@ class Queue:
 
     # Publishing
 
-    def put(self, message: Message, size: int) -> bool:
-        """Add a message; returns False when the queue is full and refuses (reject-publish).
-
-        size: its weight. Raises BadRequest (expiration).
-        """
+    def refuses(self, message: Message) -> bool:
+        """Tell whether the queue is full and refuses a message (reject-publish)."""
         arguments = self.arguments
-        if arguments.overflow != "drop-head" and self._is_full(message) and not self._takers:
-            if arguments.overflow == "reject-publish-dlx":
-                self._on_death(self, message, death.MAXLEN)
+        if arguments.overflow == "drop-head" or self._takers or not self._is_full(message):
             return False
+        if arguments.overflow == "reject-publish-dlx":
+            self._on_death(self, message, death.MAXLEN, 0)
+        return True
+
+    def ttl(self, message: Message) -> float | None:
+        """Return after how many seconds a message expires here, None for never."""
         ttl = read_expiration(message.properties.expiration)
-        if arguments.ttl is not None:
-            ttl = arguments.ttl if ttl is None else min(ttl, arguments.ttl)
-        priority = min(message.properties.priority or 0, arguments.max_priority)
+        if self.arguments.ttl is not None:
+            ttl = self.arguments.ttl if ttl is None else min(ttl, self.arguments.ttl)
+        return ttl
+
+    def put(
+        self,
+        message: Message,
+        size: int,
+        kept: int = 0,
+        cleared: bool = True,
+        ttl: float | None = None,
+    ) -> Entry:
+        """Add a message that is not refused.
+
+        size: its weight. kept, cleared: see Entry. ttl: what is left of it, None for the whole.
+        Raises BadRequest (expiration).
+        """
+        if ttl is None:
+            ttl = self.ttl(message)
+        priority = min(message.properties.priority or 0, self.arguments.max_priority)
         self._numbers += 1
         expires = None if ttl is None else self._clock.now() + ttl
         entry = Entry(message, self._numbers, size, max(priority, 0), expires)
+        entry.kept = kept
+        entry.cleared = cleared
         self._memory.used += size
         self._lines[entry.priority].put(entry)
         self._count_ready(entry, 1)
         self.wake()
-        return True
+        return entry
+
+    def restore(
+        self, message: Message, size: int, kept: int, deliveries: int, ttl: float | None
+    ) -> None:
+        """Put a message back as the store has it: its deliveries came to their end without an ack.
+
+        ttl: what is left of it.
+        """
+        limit = self._delivery_limit
+        # A single delivery may be one that was noted beforehand and did not come.
+        if limit is not None and deliveries > max(limit, 1):
+            self._on_death(self, message, death.DELIVERY_LIMIT, kept)
+            return
+        entry = self.put(message, size, kept, deliveries > 0, ttl)
+        entry.returns = deliveries
+        entry.redelivered = deliveries > 0
+
+    @property
+    def _delivery_limit(self) -> int | None:
+        """How often a message may come back from consumers; only quorum queues count that."""
+        return self.arguments.delivery_limit if self.arguments.counts_deliveries else None
 
     def _is_full(self, message: Message) -> bool:
         length, size = self.arguments.max_length, self.arguments.max_bytes
-        if length is not None and self.ready >= length:
+        if length is not None and self.ready + self.pending >= length:
             return True
-        return size is not None and self._ready_bytes + len(message.body) > size
+        used = self._ready_bytes + self.pending_bytes
+        return size is not None and used + len(message.body) > size
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was deleted."""
+        return self._gone
+
+    def expects_one(self) -> bool:
+        """Tell whether one message more would be delivered at once."""
+        more = self.ready + self.pending
+        for taker in self._takers:
+            more -= taker.room
+            if more < 0:
+                return True
+        return False
+
+    def kept_entries(self) -> Iterator[Entry]:
+        """Yield the ready entries that are in the store."""
+        return (entry for line in self._lines for entry in line if entry.kept)
 
     # Consuming
 
@@ -146,21 +212,23 @@ class Queue:
         """Forget an entry that was acked."""
         self.unacked -= 1
         self._memory.used -= entry.weight
+        if self._clearance is not None:
+            self._clearance.drop(entry)
 
     def reject(self, entry: Entry) -> None:
         """Dead-letter an entry that was nacked without requeue."""
-        self.settle(entry)
-        self._on_death(self, entry.message, death.REJECTED)
+        self.unacked -= 1
+        self._bury(entry, death.REJECTED)
 
     def give_back(self, entries: Iterable[Entry]) -> None:
         """Put delivered entries back at their old places, marked redelivered."""
-        limit = self.arguments.delivery_limit
+        limit = self._delivery_limit
         for entry in entries:
             entry.redelivered = True
             entry.returns += 1
-            if limit is not None and self.arguments.counts_deliveries and entry.returns > limit:
-                self.settle(entry)
-                self._on_death(self, entry.message, death.DELIVERY_LIMIT)
+            if limit is not None and entry.returns > limit:
+                self.unacked -= 1
+                self._bury(entry, death.DELIVERY_LIMIT)
                 continue
             self.unacked -= 1
             self._lines[entry.priority].give_back(entry)
@@ -172,6 +240,8 @@ class Queue:
         self.unacked -= 1
         self._lines[entry.priority].give_back(entry)
         self._count_ready(entry, 1)
+        if self._clearance is not None:
+            self._clearance.take_back(entry)
 
     # Life
 
@@ -185,6 +255,14 @@ class Queue:
         self._unused_timer = self._clock.call_later(
             self.arguments.expires, self._turn.do, self._unused
         )
+
+    def close_consumers(self, error: QueuecastError) -> None:
+        """Cancel the consumers with an error and take back what they have not acked."""
+        consumers = list(self._consumers)
+        self._consumers.clear()
+        self._takers.clear()
+        for consumer in consumers:
+            self.give_back(consumer.end(error))
 
     def delete(self, error: QueuecastError) -> None:
         """Drop everything and cancel the consumers with an error."""
@@ -237,6 +315,10 @@ class Queue:
             line = next((line for line in reversed(self._lines) if len(line)), None)
             if line is None:
                 return False
+            head = line.head()
+            if self._clearance is not None and head is not None and not head.cleared:
+                self._clearance.ask(self, self._takers)
+                return False
             entry = line.take()
             self._count_ready(entry, -1)
             # A new one goes to a waiting consumer even with a TTL of 0.
@@ -249,6 +331,8 @@ class Queue:
                 consumer = max(self._takers, key=lambda taker: taker.priority)
             del self._takers[consumer]
             self.unacked += 1
+            if self._clearance is not None:
+                self._clearance.hand(entry)
             consumer.hand(entry)
             if consumer.may_take and consumer in self._consumers:
                 self._takers[consumer] = None
@@ -277,7 +361,7 @@ class Queue:
 
     def _bury(self, entry: Entry, reason: str) -> None:
         self._memory.used -= entry.weight
-        self._on_death(self, entry.message, reason)
+        self._on_death(self, entry.message, reason, entry.kept)
 
     def _arm(self) -> None:
         """Set the timer for the head that expires first."""
@@ -301,6 +385,10 @@ class Queue:
     def _ring(self) -> None:
         self._timer = None
         self.wake()
+
+    def uncleared(self) -> Iterator[Entry]:
+        """Yield the ready entries that may not be delivered yet, the next one first."""
+        return (entry for line in reversed(self._lines) for entry in line if not entry.cleared)
 
     def _count_ready(self, entry: Entry, sign: int) -> None:
         self.ready += sign

@@ -1,20 +1,23 @@
 """A stream: a queue that is only appended to, and read by each consumer at its own offset.
 
 As RabbitMQ's streams, within memory: an ack settles nothing but the consumer's prefetch, and what
-is too old or too much goes from the front, whether anybody has read it or not.
+is too old or too much goes from the front, whether anybody has read it or not. With a store each
+message is on disk before it is here, at the offset that it was given there; some offsets may then
+be nobody's, because a message could not be written.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ...errors import BadRequest, QueuecastError
-from ...message import Message
+from ...message import NO_PROPERTIES, Message
 from ...queuespec import STREAM_OFFSET, BindingSpec, QueueSpec, Timestamp, read_age
 from ..base import Delivery, DeliverySink
 from .arguments import QueueArguments
@@ -33,6 +36,9 @@ _FILTER_VALUE = "x-stream-filter-value"
 _MATCH_UNFILTERED = "x-stream-match-unfiltered"
 
 
+_NOTHING = Message(b"", "", "", NO_PROPERTIES)
+
+
 class _Kept(NamedTuple):
     offset: int
     time: float  # Unix
@@ -41,7 +47,11 @@ class _Kept(NamedTuple):
 
 
 class Stream:
-    """A stream of the embedded broker. now: Unix time, for x-max-age and timestamps."""
+    """A stream of the embedded broker.
+
+    now: Unix time, for x-max-age and timestamps. on_truncated: told of the offset before which
+    messages went from the front.
+    """
 
     def __init__(
         self,
@@ -50,6 +60,7 @@ class Stream:
         turn: Turn,
         memory: Memory,
         now: Callable[[], float] = time.time,
+        on_truncated: Callable[[str, int], None] | None = None,
     ) -> None:
         self.spec = spec
         self.arguments = QueueArguments.read(spec.name, spec.arguments)
@@ -57,11 +68,13 @@ class Stream:
         self._turn = turn
         self._memory = memory
         self._now = now
+        self._on_truncated = on_truncated
         limit = self.arguments.max_bytes
         self._max_age = read_age(spec)
         self._max_bytes = DEFAULT_BYTES if limit is None else limit
         # Bounded by _max_bytes of weights, and by the broker's budget.
-        self._kept: deque[_Kept] = deque()
+        self._kept: list[_Kept] = []
+        self._cut = 0  # messages at the front that are gone; taken out when they are the half
         self._bytes = 0
         self._next = 0
         self._consumers: dict[StreamConsumer, None] = {}
@@ -75,7 +88,7 @@ class Stream:
     @property
     def ready(self) -> int:
         """The number of messages kept."""
-        return len(self._kept)
+        return len(self._kept) - self._cut
 
     @property
     def unacked(self) -> int:
@@ -89,45 +102,71 @@ class Stream:
     def touch(self) -> None:
         """A stream does not go away by itself."""
 
-    def put(self, message: Message, size: int) -> bool:
-        """Append a message of this weight; always True."""
-        self._kept.append(_Kept(self._next, self._now(), size, message))
-        self._next += 1
+    def refuses(self, message: Message) -> bool:
+        """A stream refuses nothing: the oldest messages make room."""
+        return False
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was deleted."""
+        return self._gone
+
+    def put(
+        self, message: Message, size: int, offset: int | None = None, at: float | None = None
+    ) -> None:
+        """Append a message of this weight; offset and time (Unix) are those of the store."""
+        offset = self._next if offset is None else offset
+        self._kept.append(_Kept(offset, self._now() if at is None else at, size, message))
+        self._next = offset + 1
         self._bytes += size
         self._memory.used += size
         self._evict()
         self.wake()
-        return True
+
+    def begin_at(self, offset: int) -> None:
+        """Give the next message this offset, after all that was put back."""
+        self._next = offset
 
     def _evict(self) -> None:
         oldest = None if self._max_age is None else self._now() - self._max_age
-        kept = self._kept
-        while kept and (
-            self._bytes > self._max_bytes or (oldest is not None and kept[0].time < oldest)
-        ):
-            gone = kept.popleft()
-            self._bytes -= gone.size
-            self._memory.used -= gone.size
+        before = self._cut
+        while self.ready:
+            head = self._kept[self._cut]
+            if self._bytes <= self._max_bytes and (oldest is None or head.time >= oldest):
+                break
+            self._bytes -= head.size
+            self._memory.used -= head.size
+            # Its place stays for a while, but not what was in it.
+            self._kept[self._cut] = head._replace(message=_NOTHING)
+            self._cut += 1
+        if self._cut == before:
+            return
+        if self._on_truncated is not None:
+            self._on_truncated(self.name, self._kept[self._cut - 1].offset + 1)
+        if self._cut > self.ready:
+            del self._kept[: self._cut]
+            self._cut = 0
 
     # Reading
 
     def start_of(self, wanted: object) -> int:
         """Return the offset that an x-stream-offset means; raises BadRequest."""
         self._evict()
-        first = self._next - len(self._kept)
+        first = self._kept[self._cut].offset if self.ready else self._next
         match wanted:
             case None | "next":
                 return self._next
             case "first":
                 return first
             case "last":
-                return max(first, self._next - 1)
+                return self._kept[-1].offset if self.ready else self._next
             case bool():
                 pass
             case int():
                 return max(wanted, first)
             case Timestamp():
-                found = (kept.offset for kept in self._kept if kept.time >= wanted.seconds)
+                left = islice(self._kept, self._cut, None)
+                found = (kept.offset for kept in left if kept.time >= wanted.seconds)
                 return next(found, self._next)
         raise BadRequest(
             f"{STREAM_OFFSET} is {wanted!r}", "first, last, next, an offset or a timestamp"
@@ -147,6 +186,7 @@ class Stream:
         consumers = list(self._consumers)
         self._consumers.clear()
         self._kept.clear()
+        self._cut = 0
         self._memory.used -= self._bytes
         self._bytes = 0
         for consumer in consumers:
@@ -164,17 +204,18 @@ class Stream:
         self._evict()
         left = BURST
         for consumer in list(self._consumers):
-            while consumer.may_take and consumer.at < self._next and not self._gone:
+            if not consumer.may_take or consumer.at >= self._next:
+                continue
+            index = bisect_left(self._kept, consumer.at, lo=self._cut, key=lambda kept: kept.offset)
+            while consumer.may_take and index < len(self._kept) and not self._gone:
                 if not left:
                     self.wake()
                     return
                 left -= 1
-                first = self._next - len(self._kept)
-                consumer.at = max(consumer.at, first)
-                if consumer.at == self._next:
-                    break
-                consumer.at += 1
-                consumer.hand(self._kept[consumer.at - 1 - first])
+                kept = self._kept[index]
+                index += 1
+                consumer.at = kept.offset + 1
+                consumer.hand(kept)
         if left < BURST and len(self._consumers) > 1:
             # Whoever came first had the first chance: the others begin the next round.
             served = next(iter(self._consumers))

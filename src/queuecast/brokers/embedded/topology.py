@@ -6,6 +6,7 @@ An auto-delete exchange goes with its last binding, be it of a queue or of a fee
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ...errors import Conflict, LimitExceeded, NotFound, QueuecastError, Refused, Unsupported
 from ..base import EXCHANGE_TYPES, PREDECLARED, BindingSpec, ExchangeSpec, QueueSpec
@@ -16,6 +17,9 @@ from .exchange import Exchange
 from .feed import Feed
 from .queue import Queue
 from .stream import Stream
+
+if TYPE_CHECKING:
+    from .store import Store
 
 AnyQueue = Queue | Stream
 Target = AnyQueue | Feed
@@ -34,6 +38,8 @@ class Topology:
         max_queues: int,
         on_exchange_gone: Callable[[str], None],
     ) -> None:
+        self.store: Store | None = None
+        """What keeps the durable part, told of each change."""
         self.exchanges: dict[str, Exchange[Target]] = {
             name: Exchange(ExchangeSpec(name, kind)) for name, kind in PREDECLARED.items()
         }
@@ -57,7 +63,10 @@ class Topology:
         return found
 
     def declare_exchange(self, spec: ExchangeSpec) -> None:
-        """Create an exchange unless it is there; raises Unsupported, Refused, Conflict."""
+        """Create an exchange unless it is there.
+
+        Raises Unsupported, Refused, Conflict, Unavailable (the store cannot write).
+        """
         if spec.type not in EXCHANGE_TYPES:
             raise Unsupported(
                 f"exchange {spec.name!r}: no type {spec.type!r}",
@@ -66,7 +75,10 @@ class Topology:
         present = self.exchanges.get(spec.name)
         if present is None:
             _check_name("exchange", spec.name)
+            self._check_store()
             self.exchanges[spec.name] = Exchange(spec)
+            if self.store is not None:
+                self.store.exchange_added(spec)
             return
         if exchange.describe(present.spec) != exchange.describe(spec):
             raise Conflict(
@@ -77,7 +89,8 @@ class Topology:
     def declare_queue(self, spec: QueueSpec) -> AnyQueue:
         """Create a queue unless it is there, and bind it.
 
-        Raises NotFound (an exchange), Refused, Conflict, LimitExceeded.
+        Raises NotFound (an exchange), Refused, Conflict, LimitExceeded, Unavailable (the store
+        cannot write).
         """
         for binding in spec.bindings:
             if binding.exchange == "":
@@ -90,12 +103,16 @@ class Topology:
             _check_name("queue", spec.name)
             QueueArguments.read(spec.name, spec.arguments)
             check_properties(spec)
+            if spec.is_lasting:
+                self._check_store()
             if len(self.queues) >= self._max_queues:
                 raise LimitExceeded(
                     f"queue {spec.name!r}: there are {self._max_queues} queues already",
                     "delete queues, or let unused ones go with x-expires",
                 )
             present = self.queues[spec.name] = self._make_queue(spec)
+            if self.store is not None:
+                self.store.queue_added(spec)
         elif queue.describe(present.spec) != queue.describe(spec):
             raise Conflict(
                 f"queue {spec.name!r} exists with other properties",
@@ -106,9 +123,16 @@ class Topology:
             self._bind(present, binding)
         return present
 
+    def _check_store(self) -> None:
+        if self.store is not None:
+            self.store.check_writable()
+
     def _bind(self, bound: AnyQueue, binding: BindingSpec) -> None:
-        self.exchange(binding.exchange).index.add(binding.key, bound, binding.arguments)
+        source = self.exchange(binding.exchange)
+        source.index.add(binding.key, bound, binding.arguments)
         place = (binding.exchange, binding.key, frozen(binding.arguments))
+        if self.store is not None and source.spec.durable and place not in bound.bindings:
+            self.store.bound(bound.name, binding)
         bound.bindings[place] = binding
 
     def unbind(self, name: str, key: str, target: Target, binding: BindingSpec | None) -> None:
@@ -128,6 +152,8 @@ class Topology:
 
     def _drop_exchange(self, gone: Exchange[Target]) -> None:
         del self.exchanges[gone.name]
+        if self.store is not None:
+            self.store.exchange_dropped(gone.name)
         self._on_exchange_gone(gone.name)
         for kept in self.queues.values():
             for place in [place for place in kept.bindings if place[0] == gone.name]:
@@ -137,6 +163,8 @@ class Topology:
         """Delete a queue; its consumers are cancelled with the error. Raises NotFound."""
         gone = self.queue(name)
         del self.queues[gone.name]
+        if self.store is not None:
+            self.store.queue_dropped(gone.name)
         for binding in list(gone.bindings.values()):
             self.unbind(binding.exchange, binding.key, gone, binding)
         gone.delete(error)

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 Offset = int | str | datetime  # what x-stream-offset takes
 
 PREFETCH = 500  # messages; what the broker may send ahead of our acks
+_ACKS = 100  # messages that are acked together
 # Bytes of the window. It stops a crowd that reads page by page from making a sweep of each page.
 WINDOW = 8 << 20
 # Messages that are rather read and thrown away than jumped over: a jump takes that long.
@@ -93,6 +94,7 @@ class StreamPass:
         self._event = asyncio.Event()
         self._position: int | None = None  # the last offset handed over in this run
         self._run_length = 0
+        self._acked = 0  # the delivery tag up to which
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self.attached = 0
@@ -265,6 +267,7 @@ class StreamPass:
         self._arrived.clear()
         self._position = None
         self._run_length = 0
+        self._acked = 0
         self.window.clear()
         if old is not None and old.is_open:
             await old.close()
@@ -397,7 +400,8 @@ class StreamPass:
             tag, passed, message = self._arrived.popleft()
             self._hand(passed, message)
             self._run_length += 1
-        if tag and channel is not None:
+        if tag >= self._acked + _ACKS and channel is not None:
+            self._acked = tag
             channel.ack(tag, multiple=True)
         after = (self._position or 0) + 1
         for request in list(self._active):

@@ -103,7 +103,7 @@ class StreamReader:
         self.backfill: Backfill | None = None
         """Where older messages are is being looked up."""
         self._beginning = asyncio.Lock()
-        self._begin, self._begin_until = 0, 0.0
+        self._begin, self._begin_at, self._begin_epoch = 0, 0.0, ""
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name=f"reader of {self.name}")
         self._task.add_done_callback(self._ended)
@@ -444,7 +444,7 @@ class StreamReader:
             return True
         self.epoch = self._found
         self.index = KeyIndex(offset)
-        self.backfill, self._begin_until = None, 0.0
+        self.backfill = None
         self.window.clear(offset)
         self.samples.clear()
         self.last = offset - 1
@@ -495,21 +495,21 @@ class StreamReader:
 
     async def begin(self) -> int:
         """Return the first offset that is not too old, as of a moment ago; raises Unavailable."""
+        asked = self._loop.time()
         async with self._beginning:
-            now = time.time()
-            if now < self._begin_until:
-                return self._begin
-            epoch = self.epoch
             if self.rule.age:
-                known = self.samples.before(now - self.rule.age)
+                known = self.samples.before(time.time() - self.rule.age)
                 if known is not None:
                     return known + 1
-                begin = await self.at_time(now - self.rule.age)
-            else:
-                begin = await self.history.probe("first")
-            if epoch == self.epoch:
-                self._begin, self._begin_until = begin, now + _BEGIN_KEPT
-            return begin
+            # One answer is for all who asked before it was looked for.
+            begun, epoch = self._loop.time(), self.epoch
+            if self._begin_epoch != epoch or self._begin_at < asked - _BEGIN_KEPT:
+                if self.rule.age:
+                    begin = await self.at_time(time.time() - self.rule.age)
+                else:
+                    begin = await self.history.probe("first")
+                self._begin, self._begin_at, self._begin_epoch = begin, begun, epoch
+            return self._begin
 
     async def at_time(self, when: float) -> int:
         """Return the first offset at or after a time (Unix seconds), or an earlier one."""

@@ -1,0 +1,160 @@
+"""A partition's records between what is committed and what was fetched.
+
+Kafka commits one offset per partition: everything before it is done. Acks come in any order, so
+the window remembers them until they are contiguous. What a commit's offset cannot say goes into
+its metadata: up to where records were handed to somebody, and which of them are acked already.
+Whoever has the partition next marks the ones as redelivered and skips the others.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from ...message import Message
+
+# Records between the commit and the fetch position.
+MAX_RECORDS = 1000
+# The same in bytes of bodies: 1,000 records of a megabyte each would be a gigabyte.
+MAX_BYTES = 16 << 20
+# Kafka's default for offset.metadata.max.bytes is 4,096.
+_MAX_METADATA = 3500
+_VERSION = "queuecast1"
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What is committed for a partition. offset: the first record that is not done.
+
+    delivered: the offset after the last one that somebody was given. acked: offsets from `offset`
+    on that are done.
+    """
+
+    offset: int
+    delivered: int
+    acked: frozenset[int] = frozenset()
+
+    @property
+    def metadata(self) -> str:
+        """The text that Kafka keeps with the offset."""
+        ahead = max(self.delivered - self.offset, 0)
+        bits = 0
+        for offset in self.acked:
+            if offset - self.offset < 8 * _MAX_METADATA:  # a compacted topic has wide holes
+                bits |= 1 << (offset - self.offset)
+        data = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+        text = f"{_VERSION} {ahead} {base64.b64encode(data).decode()}"
+        # Then some of what is acked comes once more, which is what Kafka promises anyhow.
+        return text if len(text) <= _MAX_METADATA else f"{_VERSION} {ahead} "
+
+    @classmethod
+    def parse(cls, offset: int, metadata: str) -> Commit:
+        """Read what was committed; the metadata of another program is of no meaning here."""
+        parts = metadata.split(" ")
+        if len(parts) != 3 or parts[0] != _VERSION or not parts[1].isdigit():
+            return cls(offset, offset)
+        try:
+            bits = int.from_bytes(base64.b64decode(parts[2], validate=True), "little")
+        except ValueError:
+            return cls(offset, offset)
+        acked = frozenset(offset + place for place in range(bits.bit_length()) if bits >> place & 1)
+        return cls(offset, offset + int(parts[1][:9]), acked)
+
+
+class Item:
+    """A record in the window. done: it is acked. holder: who has it, None while it waits."""
+
+    __slots__ = ("done", "holder", "message", "offset", "tag", "window")
+
+    def __init__(self, window: Window, offset: int, message: Message) -> None:
+        self.window = window
+        self.offset = offset
+        self.message = message
+        self.done = False
+        self.holder: object | None = None
+        self.tag = 0
+
+    def again(self) -> None:
+        """Mark the record as redelivered; who had it keeps the message as it was."""
+        old = self.message
+        self.message = Message(
+            old.body, old.exchange, old.routing_key, old.properties, True, old.offset, old.lane
+        )
+
+
+class Window:
+    """One partition's window. lost: it is another's now, and what is said of it too late."""
+
+    def __init__(self, partition: int, commit: Commit | None) -> None:
+        self.partition = partition
+        self.lost = False
+        self.committed = commit
+        self.next = commit.offset if commit else -1  # the next record to fetch, once known
+        self._delivered = commit.delivered if commit else 0
+        self._before = commit or Commit(0, 0)
+        self._items: OrderedDict[int, Item] = OrderedDict()
+        self._bytes = 0
+        self._fetched = 0  # records ever, …
+        self._committed_to = 0  # … and those of them that the last commit covers
+
+    @property
+    def open(self) -> int:
+        """Records that are not done, or behind one that is not."""
+        return len(self._items)
+
+    @property
+    def room(self) -> int:
+        """How many records may be fetched now."""
+        if self._bytes >= MAX_BYTES:
+            return 0
+        return MAX_RECORDS - (self._fetched - self._committed_to)
+
+    def add(self, offset: int, message: Message) -> Item | None:
+        """Take a fetched record in; None when it was acked before this node had the partition."""
+        self.next = offset + 1
+        self._fetched += 1
+        item = Item(self, offset, message)
+        self._items[offset] = item
+        self._bytes += len(message.body)
+        if offset in self._before.acked:
+            self.settle(item)
+            return None
+        message.redelivered = offset < self._before.delivered
+        return item
+
+    def delivered(self, item: Item) -> None:
+        """Note that somebody was given a record."""
+        self._delivered = max(self._delivered, item.offset + 1)
+
+    def settle(self, item: Item) -> None:
+        """Note that a record is done."""
+        item.done = True
+        while self._items:
+            first = next(iter(self._items.values()))
+            if not first.done:
+                break
+            del self._items[first.offset]
+            self._bytes -= len(first.message.body)
+
+    def waiting(self) -> list[Item]:
+        """Return what is not done, in order."""
+        return [item for item in self._items.values() if not item.done]
+
+    def due(self) -> tuple[Commit, int] | None:
+        """Return what is to be committed, and a number for `was_committed`; None if nothing is."""
+        if self.next < 0:
+            return None
+        offset = next(iter(self._items)) if self._items else self.next
+        acked = frozenset(item.offset for item in self._items.values() if item.done)
+        # What another node had acked, and this one has not come to yet.
+        acked |= frozenset(each for each in self._before.acked if each >= max(offset, self.next))
+        commit = Commit(offset, max(self._delivered, offset), acked)
+        if commit == self.committed:
+            return None
+        return commit, self._fetched - len(self._items)
+
+    def was_committed(self, commit: Commit, number: int) -> None:
+        """Note a commit that Kafka has."""
+        self.committed = commit
+        self._committed_to = max(self._committed_to, number)

@@ -1,0 +1,207 @@
+"""The other side of Kafka in the tests: confluent's client, which is not ours."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import admin as administration
+
+from tests.support.kafka import Kafka
+from tests.support.servers import unique
+
+# Seconds that one question may take.
+ANSWER = 30.0
+
+# Their types do not say what they export.
+_admin: Any = administration
+
+
+def _settings(kafka: Kafka, **more: Any) -> dict[str, Any]:
+    # It would print every lost connection.
+    return {"bootstrap.servers": kafka.bootstrap, "log_level": 0, **more}
+
+
+def admin(kafka: Kafka) -> Any:
+    return _admin.AdminClient(_settings(kafka))
+
+
+def create(kafka: Kafka, partitions: int = 1, name: str = "", **settings: str | int) -> str:
+    """Create a topic and return its name; settings as `retention_ms=1000`."""
+    name = name or unique("topic")
+    config = {key.replace("_", "."): str(value) for key, value in settings.items()}
+    topic = _admin.NewTopic(name, partitions, 1, config=config)
+    client = admin(kafka)  # its answers end with it
+    (made,) = client.create_topics([topic], operation_timeout=ANSWER).values()
+    made.result(ANSWER)
+    return name
+
+
+def delete(kafka: Kafka, topic: str) -> None:
+    client = admin(kafka)
+    (gone,) = client.delete_topics([topic], operation_timeout=ANSWER).values()
+    gone.result(ANSWER)
+
+
+def grow(kafka: Kafka, topic: str, partitions: int) -> None:
+    client = admin(kafka)
+    (grown,) = client.create_partitions([_admin.NewPartitions(topic, partitions)]).values()
+    grown.result(ANSWER)
+
+
+def allow(kafka: Kafka, user: str, kind: str, name: str, *operations: str) -> None:
+    """Give a user permissions; kind: topic or group."""
+    bindings = [
+        _admin.AclBinding(
+            _admin.ResourceType[kind.upper()],
+            name,
+            _admin.ResourcePatternType.LITERAL,
+            f"User:{user}",
+            "*",
+            _admin.AclOperation[operation.upper()],
+            _admin.AclPermissionType.ALLOW,
+        )
+        for operation in operations
+    ]
+    client = admin(kafka)
+    for made in client.create_acls(bindings).values():
+        made.result(ANSWER)
+
+
+def lowest(kafka: Kafka, topic: str, partition: int = 0) -> int:
+    """Return the offset of the first record that is still there."""
+    consumer = Consumer(_settings(kafka, **{"group.id": unique("looks")}))
+    try:
+        low, _ = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER)
+        return int(low)
+    finally:
+        consumer.close()
+
+
+def committed(kafka: Kafka, group: str, topic: str, partitions: int = 1) -> list[int]:
+    """Return what a group has committed, by partition; negative for nothing."""
+    consumer = Consumer(_settings(kafka, **{"group.id": group}))
+    try:
+        asked = [TopicPartition(topic, number) for number in range(partitions)]
+        return [each.offset for each in consumer.committed(asked, timeout=ANSWER)]
+    finally:
+        consumer.close()
+
+
+def read_all(kafka: Kafka, topic: str, count: int) -> list[Any]:
+    """Return the first `count` records of a topic."""
+    consumer = Consumer(
+        _settings(kafka, **{"group.id": unique("reads"), "auto.offset.reset": "earliest"})
+    )
+    try:
+        consumer.subscribe([topic])
+        records: list[Any] = []
+        while len(records) < count:
+            found = consumer.consume(count - len(records), timeout=ANSWER)
+            if not found:
+                raise TimeoutError(f"{len(records)} of {count} records of {topic}")
+            records += found
+        return records
+    finally:
+        consumer.close()
+
+
+class Publisher:
+    """confluent's idempotent producer. confirmed: bodies that Kafka has, as it answered."""
+
+    def __init__(self, kafka: Kafka, **settings: Any) -> None:
+        self._producer = Producer(
+            _settings(
+                kafka,
+                **{
+                    "enable.idempotence": True,
+                    "linger.ms": 1,
+                    "reconnect.backoff.max.ms": 500,
+                    **settings,
+                },
+            )
+        )
+        self.confirmed: list[bytes] = []
+
+    def _done(self, error: Any, message: Any) -> None:
+        if error is None:
+            self.confirmed.append(message.value() or b"")
+
+    def send(
+        self,
+        topic: str,
+        body: bytes | None,
+        key: str | bytes | None = None,
+        *,
+        headers: Mapping[str, bytes | None] | None = None,
+        partition: int = -1,
+        timestamp: int = 0,
+    ) -> None:
+        """Queue a record; timestamp in ms."""
+        options: dict[str, Any] = {"timestamp": timestamp} if timestamp else {}
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    body,
+                    key,
+                    partition,
+                    on_delivery=self._done,
+                    headers=list((headers or {}).items()),
+                    **options,
+                )
+            except BufferError:
+                self._producer.poll(0.1)
+            else:
+                self._producer.poll(0)
+                return
+
+    def flush(self) -> None:
+        """Return when Kafka has everything."""
+        left = self._producer.flush(ANSWER * 2)
+        if left:
+            raise TimeoutError(f"{left} records without an answer")
+
+
+def produce(kafka: Kafka, topic: str, bodies: Iterable[bytes], **options: Any) -> None:
+    """Publish bodies and return when Kafka has them."""
+    publisher = Publisher(kafka)
+    for body in bodies:
+        publisher.send(topic, body, **options)
+    publisher.flush()
+
+
+class Numbers:
+    """Publishes 0, 1, 2 … from a thread until told to stop, `keys` round and round."""
+
+    def __init__(
+        self, kafka: Kafka, topic: str, *, keys: tuple[str, ...] = ("",), pause: float = 0.002
+    ) -> None:
+        self._publisher = Publisher(kafka)
+        self._topic = topic
+        self._keys = keys
+        self._pause = pause
+        self._stop = threading.Event()
+        self.sent = 0
+        self._thread = threading.Thread(target=self._run, name="numbers", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._pause):
+            key = self._keys[self.sent % len(self._keys)]
+            self._publisher.send(self._topic, b"%d" % self.sent, key or None)
+            self.sent += 1
+
+    @property
+    def confirmed(self) -> int:
+        return len(self._publisher.confirmed)
+
+    def stop(self) -> list[int]:
+        """Stop, and return what Kafka has."""
+        self._stop.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        self._publisher.flush()
+        return [int(body) for body in self._publisher.confirmed]
