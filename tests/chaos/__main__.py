@@ -6,8 +6,9 @@ import argparse
 import asyncio
 import random
 import sys
-import time
+from pathlib import Path
 
+from tests.chaos.clock import now, stamp
 from tests.chaos.nodes import embedded_keeps
 from tests.chaos.run import chaos
 from tests.support.rabbit_installation import VERSIONS
@@ -18,24 +19,32 @@ BROKERS = ["embedded", *(f"rabbitmq-{version}" for version in VERSIONS)]
 
 def say(text: str) -> None:
     if text:
-        print(text, flush=True)
+        print(f"{stamp()} {text}", flush=True)
 
 
-def run(broker: str, seed: int, duration: float, clients: int, interval: float) -> bool:
+def run(broker: str, asked: argparse.Namespace) -> bool:
     server = None
     say(f"--- {broker}")
     if broker != "embedded":
         server = RabbitServer(broker.removeprefix("rabbitmq-"))
         server.start()
-    began = time.monotonic()
+    began = now()
     try:
         verdict = asyncio.run(
-            chaos(server, seed=seed, duration=duration, clients=clients, say=say, interval=interval)
+            chaos(
+                server,
+                seed=asked.seed,
+                duration=asked.duration,
+                clients=asked.clients,
+                interval=asked.interval,
+                logs=asked.logs,
+                say=say,
+            )
         )
     finally:
         if server is not None:
             server.close()
-    say(f"{broker}, seed {seed}, {time.monotonic() - began:.0f} s in all")
+    say(f"{broker}, seed {asked.seed}, {now() - began:.0f} s in all")
     for name, count in sorted(verdict.counts.items()):
         say(f"{count:10} {name}")
     for failure in verdict.failures[:50]:
@@ -51,14 +60,13 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--interval", type=float, default=0.2, help="between two publishes, s")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    parser.add_argument("--logs", type=Path, help="a folder for the gateways' logs")
     asked = parser.parse_args()
     brokers = asked.broker or BROKERS
     if "embedded" in brokers and not embedded_keeps():
         print("this gateway's embedded broker keeps nothing: no --data", file=sys.stderr)
         return 2
-    done = [
-        run(broker, asked.seed, asked.duration, asked.clients, asked.interval) for broker in brokers
-    ]
+    done = [run(broker, asked) for broker in brokers]
     return 0 if all(done) else 1
 
 

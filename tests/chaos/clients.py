@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import random
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import aiohttp
 from websockets.exceptions import WebSocketException
 
+from tests.chaos.clock import now
 from tests.chaos.sources import KEPT, parse
 
 # What a conversation ends with when a fault ended it.
@@ -48,6 +48,10 @@ class Missed:
     gateway: str
     fresh: bool
     slept: bool
+
+    def __str__(self) -> str:
+        how = "slept" * self.slept + " another gateway" * self.fresh
+        return f"{self.reason!r} at {self.at:.2f} from {self.gateway} {how}"
 
 
 class Transport(Protocol):
@@ -96,7 +100,7 @@ class Visitor:
                 await asyncio.gather(self._talk, return_exceptions=True)
 
     def _ended(self, error: BaseException | None) -> None:
-        self.trouble.append(f"{time.monotonic():.2f} {type(error).__name__} {error}")
+        self.trouble.append(f"{now():.2f} {type(error).__name__} {error}")
         if error is None or isinstance(error, (Again, *LOST)):
             return
         if isinstance(error, Refused):
@@ -115,7 +119,7 @@ class Visitor:
         try:
             await asyncio.sleep(seconds)
         finally:
-            self._slept_at = time.monotonic()
+            self._slept_at = now()
             self._reading.set()
 
     async def reads(self) -> None:
@@ -124,7 +128,7 @@ class Visitor:
 
     @property
     def slept(self) -> bool:
-        return not self._reading.is_set() or time.monotonic() - self._slept_at < 60
+        return not self._reading.is_set() or now() - self._slept_at < 60
 
     def granted(self, port: int) -> None:
         """The gateway has answered, on the connection of this local port."""
@@ -177,7 +181,7 @@ class Client(Visitor):
 
     def gap(self, reason: str, position: str) -> None:
         fresh = self._place_of not in ("", self.gateway)
-        self.record.append(Missed(reason, time.monotonic(), self.gateway, fresh, self.slept))
+        self.record.append(Missed(reason, now(), self.gateway, fresh, self.slept))
         self.at(position)
 
 
@@ -216,7 +220,7 @@ class Worker(Visitor):
     async def got(self, body: str, redelivered: bool) -> tuple[str, int]:
         """Record a delivery and work on it for a moment."""
         key, number = parse(body)
-        self.deliveries.append(Delivery(self.name, key, number, redelivered, time.monotonic()))
+        self.deliveries.append(Delivery(self.name, key, number, redelivered, now()))
         await asyncio.sleep(self.chance.choice((0.0, 0.0, 0.05)))
         return key, number
 

@@ -153,14 +153,6 @@ class House:
                 timeout=_START,
             )
 
-    def logs(self) -> str:
-        """The warnings and errors of all gateways."""
-        lines: list[str] = []
-        for gateway in self.gateways:
-            text = gateway.log.read_text(errors="replace") if gateway.log.exists() else ""
-            lines += [f"[{gateway.name}] {line}" for line in text.splitlines()]
-        return "\n".join(lines)
-
 
 def embedded_keeps() -> bool:
     """Tell whether this gateway's embedded broker can keep its messages over a kill."""

@@ -55,7 +55,7 @@ class HttpPublisher:
         if source.copies[number] < 2:
             del source.copies[number]
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Finish the number at hand."""
         self._stopping.set()
 
@@ -71,16 +71,20 @@ class AmqpPublisher:
         self._parameters.heartbeat = 4
         self._interval = interval
         self._stopping = threading.Event()
+        self._abandoned = False
 
     async def run(self) -> None:
-        await asyncio.to_thread(self._run)
+        try:
+            await asyncio.to_thread(self._run)
+        finally:
+            self._abandoned = True  # Nobody can cancel a thread.
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Finish the number at hand."""
         self._stopping.set()
 
     def _run(self) -> None:
-        while True:
+        while not self._abandoned:
             try:
                 connection = pika.BlockingConnection(self._parameters)
             except (pika.exceptions.AMQPError, OSError):
@@ -89,9 +93,10 @@ class AmqpPublisher:
             try:
                 channel = connection.channel()
                 channel.confirm_delivery()
-                while self._publish(channel):
+                while not self._abandoned:
+                    if not self._publish(channel):
+                        return
                     connection.sleep(self._interval)
-                return
             except (pika.exceptions.AMQPError, OSError):
                 time.sleep(0.3)
             finally:

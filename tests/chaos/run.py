@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.chaos import transports
 from tests.chaos.clients import Client, Seen, Transport, Worker
+from tests.chaos.clock import now
 from tests.chaos.nodes import House, house, some
 from tests.chaos.publishers import AmqpPublisher, HttpPublisher, make_publisher
 from tests.chaos.schedule import Fault, make_schedule
@@ -105,7 +107,7 @@ class Run:
         ]
         # What was done to whom, and when.
         self.faults: list[tuple[float, str]] = []
-        self._start = time.monotonic()
+        self._start = now()
 
     async def carry_out(self, schedule: list[Fault]) -> Verdict:
         """Do all of it; raises what a publisher or client fails with."""
@@ -113,7 +115,7 @@ class Run:
             visits = [group.create_task(each.run()) for each in [*self.clients, *self.workers]]
             await self._all_there()
             publishing = [group.create_task(each.run()) for each in self.publishers]
-            self._start = time.monotonic()
+            self._start = now()
             await self._break(schedule)
             settled = await self._settle(publishing)
             for visit in visits:
@@ -121,7 +123,7 @@ class Run:
         return self._judge(settled)
 
     async def _all_there(self) -> None:
-        deadline = time.monotonic() + SETTLE
+        deadline = now() + SETTLE
         everybody = [*self.clients, *self.workers]
         if not await self._until(lambda: all(each.gateway for each in everybody), deadline):
             out = [(each.name, *each.trouble) for each in everybody if not each.gateway]
@@ -133,14 +135,14 @@ class Run:
     async def _break(self, schedule: list[Fault]) -> None:
         async with asyncio.TaskGroup() as group:
             for fault in schedule:
-                await asyncio.sleep(self._start + fault.at - time.monotonic())
+                await asyncio.sleep(self._start + fault.at - now())
                 self.say(f"{fault}")
                 group.create_task(self._do(fault))
 
     async def _do(self, fault: Fault) -> None:
         web, link, server = self.house.web, self.house.link, self.house.server
         chance = random.Random(fault.seed)
-        began = time.monotonic()
+        began = now()
         match fault.kind:
             case "kill node":
                 gateway = self.house.gateways[fault.node]
@@ -156,7 +158,7 @@ class Run:
                 await asyncio.to_thread(server.kill)
                 await asyncio.sleep(fault.length)
                 await asyncio.to_thread(server.start)
-                self.faults.append((time.monotonic(), "kill broker"))
+                self.faults.append((now(), "kill broker"))
             case "cut clients":
                 for end in some(web, fault.share, chance):
                     end.reset()
@@ -195,15 +197,15 @@ class Run:
     async def _settle(self, publishing: list[asyncio.Task[None]]) -> bool:
         """Wait until all have what there is; tell whether they did in time."""
         self.say("peace")
-        deadline = time.monotonic() + SETTLE
+        deadline = now() + SETTLE
         await self.house.ready()
         # First everybody sees something that was published after the last fault …
         marks = {source.key: source.confirmed + 1 for source in self.sources}
         there = await self._until(lambda: not self._behind(marks), deadline)
         # … then the very last of it.
         for publisher in self.publishers:
-            await publisher.stop()
-        await asyncio.wait(publishing, timeout=max(1.0, deadline - time.monotonic()))
+            publisher.stop()
+        await asyncio.wait(publishing, timeout=max(1.0, deadline - now()))
         there &= all(each.done() for each in publishing)
         ends = {source.key: source.confirmed for source in self.sources}
         there &= await self._until(lambda: not self._behind(ends), deadline)
@@ -239,7 +241,7 @@ class Run:
     @staticmethod
     async def _until(condition: Callable[[], bool], deadline: float) -> bool:
         while not condition():
-            if time.monotonic() > deadline:
+            if now() > deadline:
                 return False
             await asyncio.sleep(0.25)
         return True
@@ -285,11 +287,13 @@ async def chaos(
     clients: int,
     say: Say,
     interval: float = 0.2,
+    logs: Path | None = None,
 ) -> Verdict:
     """Run the chaos test and return its verdict.
 
     server: a RabbitMQ of one's own that runs, None for the durable embedded broker. duration:
-    seconds of faults; interval: seconds between a publisher's messages.
+    seconds of faults; interval: seconds between a publisher's messages; logs: a folder for those of
+    the gateways.
     """
     say(f"seed {seed}, {duration:g} s, {clients} clients")
     async with house(server) as made:
@@ -298,12 +302,25 @@ async def chaos(
         try:
             verdict = await run.carry_out(schedule)
         finally:
-            say(_warnings(made.logs()))
+            say(_errors(made))
+            if logs is not None:
+                await asyncio.to_thread(_keep, made, logs)
         if verdict.failures:
             verdict.failures.append(f"replay with --seed {seed}")
         return verdict
 
 
-def _warnings(logs: str) -> str:
-    found = [line for line in logs.splitlines() if "Traceback" in line or " ERROR " in line]
-    return "\n".join(found[-20:])
+def _keep(made: House, logs: Path) -> None:
+    logs.mkdir(parents=True, exist_ok=True)
+    for gateway in made.gateways:
+        shutil.copy(gateway.log, logs)
+
+
+def _errors(made: House) -> str:
+    """The errors in the gateways' logs, which a person should look at."""
+    found: list[str] = []
+    for gateway in made.gateways:
+        lines = gateway.log.read_text(errors="replace").splitlines()
+        bad = [line for line in lines if "Traceback" in line or "ERROR" in line]
+        found += [f"[{gateway.name}] {line}" for line in bad[-20:]]
+    return "\n".join(found)
