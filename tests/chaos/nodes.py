@@ -81,6 +81,10 @@ name = "chaos-quorum"
         except OSError:
             return False
 
+    def ready(self) -> None:
+        """Return when it has its broker."""
+        wait_until(lambda: self.asked("/readyz"), what=f"{self.name}: broker", timeout=_START)
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -146,12 +150,7 @@ class House:
     async def ready(self) -> None:
         """Return when every gateway has its broker."""
         for gateway in self.gateways:
-            await asyncio.to_thread(
-                wait_until,
-                lambda gateway=gateway: gateway.asked("/readyz"),
-                what=f"{gateway.name} ready",
-                timeout=_START,
-            )
+            await asyncio.to_thread(gateway.ready)
 
 
 def embedded_keeps() -> bool:

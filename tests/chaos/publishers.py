@@ -87,7 +87,8 @@ class AmqpPublisher:
         while not self._abandoned:
             try:
                 connection = pika.BlockingConnection(self._parameters)
-            except (pika.exceptions.AMQPError, OSError):
+            except (pika.exceptions.AMQPError, OSError, ValueError):
+                # ValueError is what pika says of a connection that was reset as it was made.
                 time.sleep(0.3)
                 continue
             try:
