@@ -12,12 +12,13 @@ SOURCES := $(wildcard src tests benchmarks examples)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench lint format lock clean
+.PHONY: help demo test check chaos bench lint format lock clean
 
 help: ## show this list
 	@echo "make demo     start the gateway with its demo pages (needs Python 3.11 or newer, nothing else)"
 	@echo "make test     lint and every test; installs what it needs: RabbitMQ 3.10 and 4.0, Kafka, Java, Chromium, nginx, npm packages"
 	@echo "make check    lint, types and the unit tests, in seconds; needs no server"
+	@echo "make chaos    break gateways, brokers and connections for minutes and count what got lost: nothing"
 	@echo "make bench    measure the broadcast path against a null server"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make format   let ruff format and sort the sources"
@@ -35,6 +36,11 @@ test: lint
 
 check: lint
 	$(BIN)/python -m pytest -q tests/unit tests/server $(ARGS)
+
+# make chaos ARGS="--duration 600 --broker rabbitmq-4.0 --clients 300 --seed 7"
+chaos: $(VENV)/.dev
+	scripts/test-servers.sh
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)

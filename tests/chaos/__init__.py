@@ -1,0 +1,1 @@
+"""The chaos test: numbered messages, mixed clients, and a schedule of faults between them."""

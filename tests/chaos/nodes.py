@@ -1,0 +1,188 @@
+"""What is between publishers and clients: gateways, the broker, and a proxy before each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import queuecast
+from tests.support.processes import Directory, Process, free_port, wait_until
+from tests.support.proxy import TcpProxy, _End
+from tests.support.rabbit import through
+from tests.support.servers import RabbitServer
+
+_SOURCES = str(Path(queuecast.__file__).parents[1])
+
+_START = 90.0
+
+
+class Gateway:
+    """A gateway in a process of its own, on a port that it keeps."""
+
+    def __init__(
+        self, name: str, directory: Path, broker: str, data: str, environment: dict[str, str]
+    ) -> None:
+        self.name = name
+        self.port = free_port()
+        self.log = directory / f"{name}.log"
+        self._config = directory / f"{name}.toml"
+        self._environment = environment
+        self._process: Process | None = None
+        kept = f'data = "{data}"\n' if data else ""
+        quorum = "" if data else 'arguments = { x-queue-type = "quorum", x-delivery-limit = 10000 }'
+        self._config.write_text(
+            f"""
+[server]
+port = {self.port}
+node = "{name}"
+heartbeat = "2s"
+[broker]
+url = "{broker}"
+{kept}
+[log]
+messages = 500
+bytes = "1MB"
+[[retain]]
+destination = "/topic/kept.#"
+age = "2h"
+bytes = "2GB"
+[[queue]]
+name = "chaos-classic"
+[[queue]]
+name = "chaos-quorum"
+{quorum}
+"""
+        )
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.running
+
+    def start(self) -> None:
+        """Start it and return when it serves, whatever its broker does; nothing if it runs."""
+        if self.running:
+            return
+        command = [sys.executable, "-m", "queuecast", "serve", "--config", str(self._config)]
+        self._process = Process(command, log=self.log, env=self._environment)
+        self._process.wait_until(lambda: self.asked("/healthz"), what=self.name, timeout=_START)
+
+    def asked(self, path: str) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def ready(self) -> None:
+        """Return when it has its broker."""
+        wait_until(lambda: self.asked("/readyz"), what=f"{self.name}: broker", timeout=_START)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+
+class Balancer(TcpProxy):
+    """A TCP load balancer: connections go to the gateways that run in turn."""
+
+    def __init__(self, gateways: list[Gateway]) -> None:
+        super().__init__("127.0.0.1", 0)
+        self._gateways = gateways
+        # By the client's port, the gateway that it came to.
+        self._taken: dict[int, str] = {}
+
+    async def _dial(self, client: _End) -> None:
+        up = [gateway for gateway in self._gateways if gateway.running] or self._gateways
+        chosen = up[self.accepted % len(up)]
+        if client.transport is not None:
+            self._taken[client.transport.get_extra_info("peername")[1]] = chosen.name
+        self._target_port = chosen.port
+        await super()._dial(client)
+
+    def gateway_of(self, port: int) -> str:
+        """Return the name of the gateway that a client's port was taken to."""
+        return self._taken.get(port, "")
+
+
+def some(proxy: TcpProxy, share: float, chance: random.Random) -> list[_End]:
+    """Return a share of a proxy's connections, both ends of each."""
+    chosen: list[_End] = []
+    for client in sorted(proxy._clients, key=id):
+        if chance.random() < share:
+            chosen += [client, *([client.peer] if client.peer else [])]
+    return chosen
+
+
+class House:
+    """Everything that runs. apart: the RabbitMQ server, None where the broker is embedded."""
+
+    def __init__(
+        self,
+        gateways: list[Gateway],
+        web: Balancer,
+        server: RabbitServer | None,
+        link: TcpProxy | None,
+    ) -> None:
+        self.gateways = gateways
+        self.web = web
+        self.server = server
+        self.link = link
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.web.port}"
+
+    @property
+    def amqp(self) -> str:
+        if self.server is None or self.link is None:
+            return ""
+        return through(self.link, self.server.url)
+
+    async def ready(self) -> None:
+        """Return when every gateway has its broker."""
+        for gateway in self.gateways:
+            await asyncio.to_thread(gateway.ready)
+
+
+def embedded_keeps() -> bool:
+    """Tell whether this gateway's embedded broker can keep its messages over a kill."""
+    environment = {"PYTHONPATH": _SOURCES}
+    command = [sys.executable, "-m", "queuecast", "serve", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return "--data" in done.stdout
+
+
+@contextlib.asynccontextmanager
+async def house(server: RabbitServer | None) -> AsyncIterator[House]:
+    """Run two gateways before a RabbitMQ server that runs, or one that has its own broker."""
+    environment = {**os.environ, "PYTHONPATH": _SOURCES}
+    async with contextlib.AsyncExitStack() as stack:
+        directory = Directory("chaos")
+        stack.callback(directory.remove)
+        link = None
+        if server is None:
+            data = str(directory.path / "data")
+            gateways = [Gateway("one", directory.path, "embedded:", data, environment)]
+        else:
+            port = urlsplit(server.url).port or 5672
+            link = await stack.enter_async_context(TcpProxy("127.0.0.1", port))
+            broker = through(link, server.url)
+            gateways = [
+                Gateway(name, directory.path, broker, "", environment) for name in ("one", "two")
+            ]
+        for gateway in gateways:
+            stack.callback(gateway.kill)
+            await asyncio.to_thread(gateway.start)
+        web = await stack.enter_async_context(Balancer(gateways))
+        made = House(gateways, web, server, link)
+        await made.ready()
+        yield made
