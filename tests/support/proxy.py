@@ -241,6 +241,10 @@ class TcpProxy:
         """Delay what arrives from now on by this long, each way; order is kept."""
         self.delay = seconds
 
+    def redirect(self, port: int) -> None:
+        """Dial another server for connections that come from now on, as a load balancer does."""
+        self._target_port = port
+
     async def refuse(self) -> None:
         """Stop listening, so that new connections are refused; open ones live on."""
         if self._server is not None:
