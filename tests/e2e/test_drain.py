@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,6 +17,7 @@ from queuecast.testing import RunningGateway
 from tests.e2e.clients import PATIENCE, Answer, get, request, sse, until
 from tests.support.servers import RabbitMQ, unique
 from tests.support.streams import running
+from tests.unit.commands.test_serve import first_line, outcome, started
 
 CLIENTS = 500
 RETRY = 2000
@@ -138,26 +141,26 @@ async def post(url: str, **said: Any) -> Answer | None:
 
 
 @pytest.mark.rabbitmq
-async def test_nothing_is_lost_or_done_twice(rabbit: RabbitMQ) -> None:
+async def test_nothing_is_lost_or_done_twice(rabbit: RabbitMQ, tmp_path: Path) -> None:
     jobs = unique("jobs")
     answered: set[str] = set()
     acked: set[str] = set()
     unknown: set[str] = set()  # acks without an answer
     numbers = iter(range(1_000_000))
 
-    async def publish_http(gw: RunningGateway) -> None:
+    async def publish_http(url: str) -> None:
         while True:
             body = f"h{next(numbers)}"
             answer = await post(
-                f"{gw.url}/publish", messages=[{"destination": f"/queue/{jobs}", "body": body}]
+                f"{url}/publish", messages=[{"destination": f"/queue/{jobs}", "body": body}]
             )
             if answer is None or answer.status == 503:
                 return
             assert answer.status == 200, answer.text
             answered.add(body)
 
-    async def publish_websocket(http: aiohttp.ClientSession, gw: RunningGateway) -> None:
-        async with http.ws_connect(f"{gw.ws_url}/ws?envelope=json") as ws:
+    async def publish_websocket(http: aiohttp.ClientSession, url: str) -> None:
+        async with http.ws_connect(f"{url}/ws?envelope=json") as ws:
             await ws.receive()
             with contextlib.suppress(ConnectionError):
                 for _ in range(100_000):
@@ -175,9 +178,9 @@ async def test_nothing_is_lost_or_done_twice(rabbit: RabbitMQ) -> None:
                         else:
                             assert said == {"heartbeat": 25.0} or said["error"]["retry"], said
 
-    async def work(gw: RunningGateway) -> None:
-        url = f"{gw.url}/sse/queue/{jobs}?ack=client&envelope=json&prefetch=20"
-        async with sse(url) as stream:
+    async def work(url: str) -> None:
+        target = f"{url}/sse/queue/{jobs}?ack=client&envelope=json&prefetch=20"
+        async with sse(target) as stream:
             while True:
                 try:
                     event = await stream.any()
@@ -187,7 +190,7 @@ async def test_nothing_is_lost_or_done_twice(rabbit: RabbitMQ) -> None:
                     return
                 message = event.json
                 assert message["body"] not in acked
-                answer = await post(f"{gw.url}/ack", ack=message["ack"])
+                answer = await post(f"{url}/ack", ack=message["ack"])
                 if answer is None:
                     unknown.add(message["body"])
                     return
@@ -197,13 +200,18 @@ async def test_nothing_is_lost_or_done_twice(rabbit: RabbitMQ) -> None:
                     # Its turn to go had come.
                     assert answer.json["code"] == "not_found", answer.text
 
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None)) as http:
-        async with running(broker={"url": rabbit.url}, server={"drain": "2s"}) as gw:
-            clients = [asyncio.create_task(work(gw)) for _ in range(20)]
-            clients += [asyncio.create_task(publish_http(gw)) for _ in range(3)]
-            clients += [asyncio.create_task(publish_websocket(http, gw)) for _ in range(20)]
-            await until(lambda: len(acked) > 200, "some acks")
-        # It was stopped, which drains it first.
+    flags = ("--port", "0", "--broker", rabbit.url, "--drain", "2s")
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None)) as http,
+        started(tmp_path, "serve", *flags) as process,
+    ):
+        url = (await first_line(process)).split()[-1]
+        clients = [asyncio.create_task(work(url)) for _ in range(20)]
+        clients += [asyncio.create_task(publish_http(url)) for _ in range(3)]
+        clients += [asyncio.create_task(publish_websocket(http, url)) for _ in range(20)]
+        await until(lambda: len(acked) > 200, "some acks")
+        process.send_signal(signal.SIGTERM)
+        assert (await outcome(process))[0] == 0
         await asyncio.wait_for(asyncio.gather(*clients), PATIENCE)
     assert len(answered) > 200
     left: list[tuple[str, bool]] = []

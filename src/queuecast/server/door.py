@@ -52,6 +52,7 @@ class Doors:
         self.sockets = sockets
         self.limits = limits
         self.throttle = Throttle(logger)
+        self.closed = False
         self._reading: dict[Door, float] = {}
         self._lingering: dict[Door, float] = {}
         self._now = now
@@ -88,7 +89,8 @@ class Doors:
                 door.expire()
 
     def close(self) -> None:
-        """Cut off whoever has not said what it wants."""
+        """Cut off whoever has not said what it wants, and who was just being accepted."""
+        self.closed = True
         for door in (*self._reading, *self._lingering):
             door.abort()
 
@@ -107,6 +109,11 @@ class Door(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         doors = self._doors
+        if doors.closed:
+            # Loops accept first and make the connection in a later turn.
+            doors.sockets.enter()
+            self._transport.abort()
+            return
         if not doors.sockets.enter():
             self._turn_away()
             return
