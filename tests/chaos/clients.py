@@ -212,6 +212,8 @@ class Worker(Visitor):
         self.queue = queue
         self._transport = transport
         self.deliveries: list[Delivery] = []
+        # How often it was told that a message had gone back to its queue.
+        self.returned = 0
         self.acked: Counter[tuple[str, int]] = Counter()
 
     async def converse(self) -> None:

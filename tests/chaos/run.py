@@ -271,6 +271,7 @@ class Run:
         counts["deliveries"] = sum(
             isinstance(each, Seen) for client in self.clients for each in client.record
         ) + sum(len(worker.deliveries) for worker in self.workers)
+        counts["returns that workers were told of"] = sum(each.returned for each in self.workers)
         counts["conversations"] = sum(each.conversations for each in [*self.clients, *self.workers])
         # A killed broker stands there twice, for its end and its return.
         kinds = Counter(kind for _, kind in self.faults)

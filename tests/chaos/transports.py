@@ -253,6 +253,9 @@ async def websocket_work(worker: Worker) -> None:
         worker.granted(ws.local_address[1])
         while True:
             said = json.loads(await _next(worker, ws))
+            if "error" in said and said["error"]["code"] == "returned":
+                worker.returned += 1  # Its ack came after the broker had taken the message back.
+                continue
             if "error" in said:
                 raise refused(said["error"], "WebSocket")
             if "body" not in said:
