@@ -55,10 +55,10 @@ def usage() -> Answer:
 class Child:
     """A running child: `with Child("null_server") as server: server.do("usage")`."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         self._module = module
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"benchmarks.{module}"],
+            [sys.executable, "-m", f"benchmarks.{module}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
