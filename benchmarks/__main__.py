@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--only NAME,…] [--json FILE] [--write]`: measure, check, print one table.
+"""`python -m benchmarks [--quick] [--only NAME,…] [--json FILE] [--write]`: one table of figures.
 
 Exits with 1 when a message was lost, repeated or out of order anywhere, and only then: speed
 is for the reader to judge.

@@ -1,7 +1,8 @@
 """The gateway under test: as `queuecast serve` runs it, with a producer in the same process.
 
-Without an argument messages are published to the embedded broker, so what is measured is the whole path: exchange
-and binding, history, feed, log, cohort, tick, session, socket. The argument is another broker's URL; somebody else publishes there.
+Without an argument messages are published to the embedded broker, so what is measured is the
+whole path: exchange and binding, history, feed, log, cohort, tick, session, socket. The argument
+is another broker's URL; somebody else publishes there.
 """
 
 from __future__ import annotations

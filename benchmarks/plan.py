@@ -14,11 +14,11 @@ _OWN = 200
 class Plan:
     """Bounds of one benchmark.
 
-    wires: the transports. subscribers, batches (messages per tick): the fan-out's matrix, with each server `rounds`
-    times `seconds` long. size: bytes of a body. idle: connections of the memory measurement.
-    rate (messages/s), paced (messages in a round), audience (subscribers): of the latency
-    measurement. crowd: subscribers of the comparison with RabbitMQ's plugin, step: seconds at
-    each of its rates, most: steps for each side.
+    wires: the transports. subscribers, batches (messages per tick): the fan-out's matrix, with
+    each server `rounds` times `seconds` long. size: bytes of a body. idle: connections of the
+    memory measurement. rate (messages/s), paced (messages in a round), audience (subscribers): of
+    the latency measurement. crowd: subscribers of the comparison with RabbitMQ's plugin, step:
+    seconds at each of its rates, most: steps for each side.
     """
 
     wires: tuple[str, ...] = WIRE_NAMES

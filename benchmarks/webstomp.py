@@ -102,8 +102,10 @@ class Side:
                     narrowed += 1
                     if narrowed > _NARROW:
                         break
-                rate = statistics.geometric_mean((low, high)) if low and high else (
-                    high / 2 if high else low * 2
+                rate = (
+                    statistics.geometric_mean((low, high))
+                    if low and high
+                    else (high / 2 if high else low * 2)
                 )
         if not held:
             raise BenchmarkError(f"{self.name}: p99 was above {LIMIT:g} s at every rate")
