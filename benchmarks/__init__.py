@@ -12,7 +12,9 @@ are noisy. Servers and receivers are processes of their own.
     null_server   gateway_server   the two servers under test
     receiver      thousands of subscribers in one process
     rig           a server with its receiver
+    latencies     what each read took, counted by its messages
     fanout        latency          idle       the measurements
+    webstomp      amqp_publisher              RabbitMQ's own plugin beside the gateway
     table         machine                     their output
     durable       on its own: what the embedded broker's data directory costs a publisher
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import resource
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -48,17 +48,18 @@ def tell(answer: Answer) -> None:
 
 def usage() -> Answer:
     """Return this process's CPU time in seconds, user and system, and resident bytes."""
-    times = os.times()
-    return {"cpu": times.user + times.system, "rss": psutil.Process().memory_info().rss}
+    # Not os.times(), which counts in hundredths of a second.
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {"cpu": used.ru_utime + used.ru_stime, "rss": psutil.Process().memory_info().rss}
 
 
 class Child:
     """A running child: `with Child("null_server") as server: server.do("usage")`."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         self._module = module
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"benchmarks.{module}"],
+            [sys.executable, "-m", f"benchmarks.{module}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,12 +1,14 @@
 """The gateway under test: as `queuecast serve` runs it, with a producer in the same process.
 
-Messages are published to the embedded broker, so what is measured is the whole path: exchange
-and binding, history, feed, log, cohort, tick, session, socket.
+Without an argument messages are published to the embedded broker, so what is measured is the
+whole path: exchange and binding, history, feed, log, cohort, tick, session, socket. The argument
+is another broker's URL; somebody else publishes there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from unittest import mock
 
@@ -18,7 +20,7 @@ from queuecast.gateway import Gateway
 from queuecast.message import NO_PROPERTIES
 from queuecast.server.connection import Connections
 from queuecast.server.listener import raise_open_files
-from queuecast.settings import ServerConfig
+from queuecast.settings import BrokerConfig, ServerConfig
 
 from . import child, message
 from .producer import as_fast_as_possible, at_a_rate
@@ -31,8 +33,10 @@ _DESTINATION = Destination.parse(message.DESTINATION)
 class GatewayServer:
     """A gateway and the commands of the benchmark."""
 
-    def __init__(self) -> None:
-        self.gateway = Gateway(Config(server=ServerConfig(port=0)))
+    def __init__(self, broker: str) -> None:
+        """broker: its URL."""
+        server = ServerConfig(port=0)
+        self.gateway = Gateway(Config(server=server, broker=BrokerConfig(url=broker)))
 
     async def start(self) -> int:
         """Listen on a free loopback port and return it."""
@@ -89,7 +93,7 @@ class GatewayServer:
 
 async def main() -> None:
     """Serve until the standard input ends."""
-    server = GatewayServer()
+    server = GatewayServer(sys.argv[1] if len(sys.argv) > 1 else "embedded:")
     child.tell({"port": await server.start()})
     # Heartbeats in the middle of a run would be bytes that the null server does not write.
     with mock.patch.object(Connections, "beat"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .plan import WIRE_NAMES, Plan
+from .plan import Plan
 from .rig import SERVERS, Rig
 
 # Opened and closed first, so that what the first clients cost once is not counted.
@@ -25,7 +25,7 @@ class Idle:
 def measure(plan: Plan, report: Callable[[str], None]) -> Iterator[Idle]:
     """Measure every transport, each on a fresh server."""
     count = plan.idle_allowed
-    for wire in WIRE_NAMES:
+    for wire in plan.wires:
         report(f"{wire}, {count} idle connections")
         yield Idle(wire, count, *(_bytes(server, wire, count) for server in SERVERS))
 

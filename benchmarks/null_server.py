@@ -1,7 +1,7 @@
 """The null server: accepts, greets, and writes ready-made bytes to everybody once per tick.
 
 What it reaches is what the event loop and the kernel allow to any server. It knows no
-destination, no log and no position, and reads nothing of a request but its end.
+destination, no log and no position, and knows a request by its bytes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from . import child, message
 from .producer import as_fast_as_possible, at_a_rate
 from .wire import WIRES
 
+# What a client says, and after which of it the client is subscribed.
+_TURNS = {turn.ask: turn for wire in WIRES.values() for turn in wire.turns}
+_LAST = {wire.turns[-1] for wire in WIRES.values()}
+
 
 class Subscriber(asyncio.Protocol):
     """One connection."""
 
-    __slots__ = ("_head", "_server", "_transport")
+    __slots__ = ("_heard", "_server", "_transport")
 
     def __init__(self, server: NullServer) -> None:
         self._server = server
-        self._head: bytes | None = b""
+        self._heard = b""
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -34,14 +38,13 @@ class Subscriber(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
 
     def data_received(self, data: bytes) -> None:
-        if self._head is None:
-            return
-        self._head += data
-        if self._head.endswith(b"\r\n\r\n"):
-            wire = WIRES["sse" if self._head.startswith(b"GET /sse") else "ws"]
-            self._head = None
-            self._transport.write(wire.greeting)
-            self._server.transports[self._transport] = None
+        self._heard += data
+        turn = _TURNS.get(self._heard)
+        if turn is not None:
+            self._heard = b""
+            self._transport.write(turn.answer)
+            if turn in _LAST:
+                self._server.transports[self._transport] = None
 
     def pause_writing(self) -> None:
         self._server.paused += 1

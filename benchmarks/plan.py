@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass
 
-WIRE_NAMES = ("ws", "sse")
+WIRE_NAMES = ("ws", "sse", "stomp", "sockjs")
 # Descriptors of a process that are not its connections.
 _OWN = 200
 
@@ -14,21 +14,26 @@ _OWN = 200
 class Plan:
     """Bounds of one benchmark.
 
-    subscribers, batches (messages per tick): the fan-out's matrix, with each server `rounds`
-    times `seconds` long. size: bytes of a body. idle: connections of the memory measurement.
-    rate (messages/s), paced (messages in a round), audience (subscribers): of the latency
-    measurement.
+    wires: the transports. subscribers, batches (messages per tick): the fan-out's matrix, with
+    each server `rounds` times `seconds` long. size: bytes of a body. idle: connections of the
+    memory measurement. rate (messages/s), paced (messages in a round), audience (subscribers): of
+    the latency measurement. crowd: subscribers of the comparison with RabbitMQ's plugin, step:
+    seconds at each of its rates, most: steps for each side.
     """
 
+    wires: tuple[str, ...] = WIRE_NAMES
     subscribers: tuple[int, ...] = (100, 1000)
     batches: tuple[int, ...] = (1, 10, 100)
     size: int = 100
-    seconds: float = 0.7
+    seconds: float = 0.4
     rounds: int = 3
     idle: int = 10_000
     rate: float = 100.0
-    paced: int = 150
+    paced: int = 100
     audience: int = 1000
+    crowd: int = 1000
+    step: float = 2.5
+    most: int = 9
 
     @property
     def idle_allowed(self) -> int:
@@ -47,4 +52,7 @@ QUICK = Plan(
     idle=200,
     paced=10,
     audience=20,
+    crowd=10,
+    step=0.3,
+    most=2,
 )

@@ -7,14 +7,15 @@ another's stead, so at the end of a run
 - every connection has exactly as many markers as messages were published,
 - all connections have exactly the same number of bytes,
 - the streams of a sample, chosen anew for each run, were kept and are parsed: every message is
-  there, in order, and nothing else (a gap notice, a heartbeat) is.
+  there, in order, and nothing else (a gap notice, a heartbeat) is,
+- where latency is taken, the first message of every read of every connection is not one that was
+  due before.
 
 Anything else fails the benchmark. Who leaves or stays silent for `_SILENCE` fails it too.
 """
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import random
@@ -27,7 +28,8 @@ from collections.abc import Callable
 from queuecast.server.listener import raise_open_files
 
 from . import child, message
-from .wire import WIRES, Wire, check
+from .latencies import Latencies
+from .wire import WIRES, Turn, check
 
 _BUFFER = 256 * 1024
 _SAMPLE = 8
@@ -52,7 +54,7 @@ class Receiver:
         self._counts: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
         self._kept: dict[int, bytearray] = {}
-        self._latencies = array.array("d")
+        self._latencies = Latencies()
         self._total = 0
         self._last = 0.0
 
@@ -72,10 +74,13 @@ class Receiver:
         opened = []
         for _ in range(count):
             made = socket.create_connection(("127.0.0.1", port), timeout=_SILENCE)
-            made.sendall(self._wire.request)
             opened.append(made)
+        for turn in self._wire.turns:
+            for each in opened:
+                each.sendall(turn.ask)
+            for each in opened:
+                _hear(each, turn)
         for each in opened:
-            _greet(each, self._wire)
             each.setblocking(False)
             self._sockets[each.fileno()] = each
             self._epoll.register(each.fileno(), select.EPOLLIN)
@@ -97,19 +102,22 @@ class Receiver:
         self._bytes = dict.fromkeys(self._sockets, 0)
         sample = random.sample(sorted(self._sockets), min(_SAMPLE, len(self._sockets)))
         self._kept = {number: bytearray() for number in sample}
-        self._latencies = array.array("d")
+        self._latencies = Latencies()
         self._total = 0
         return {}
 
-    def finish(self, messages: int, cycle: int) -> child.Answer:
+    def finish(self, messages: int, cycle: int, lossy: bool = False) -> child.Answer:
         """Receive the rest of `messages` messages, and check everything.
 
-        cycle: see wire.check. Returns the time of the last byte (monotonic seconds).
+        cycle: see wire.check. lossy: what is missing is answered as `lost`, for overload on
+        purpose. Returns the time of the last byte (monotonic seconds) and the bytes of a delivery.
         """
         wanted = messages * len(self._sockets)
         # The marker stands at the front: the last message may not be whole yet.
         while self._total < wanted or not self._is_even():
             if not self._receive(_SILENCE):
+                if lossy and self._total < wanted:
+                    return {"last": self._last, "lost": wanted - self._total}
                 raise ValueError(
                     f"{self._total} deliveries, {wanted} were due; "
                     f"{len(set(self._bytes.values()))} different numbers of bytes"
@@ -117,15 +125,11 @@ class Receiver:
         while self._receive(_SETTLED):
             pass
         self._check(messages, cycle)
-        answer: child.Answer = {"last": self._last}
-        if self._stamped:
-            ordered = sorted(self._latencies)
-            answer |= {
-                "p50": ordered[len(ordered) // 2],
-                "p99": ordered[len(ordered) * 99 // 100],
-                "max": ordered[-1],
-            }
-        return answer
+        answer: child.Answer = {
+            "last": self._last,
+            "bytes": sum(self._bytes.values()) / max(1, wanted),
+        }
+        return answer | self._latencies.summary() if self._stamped else answer
 
     def _check(self, messages: int, cycle: int) -> None:
         for stream in self._kept.values():
@@ -168,18 +172,22 @@ class Receiver:
         kept = self._kept.get(number)
         if kept is not None:
             kept += memoryview(buffer)[:size]
-        if self._stamped:
-            self._take_latencies(size)
+        if self._stamped and count:
+            self._take_stamp(number, size, count)
 
-    def _take_latencies(self, size: int) -> None:
-        now = time.monotonic_ns()
+    def _take_stamp(self, number: int, size: int, count: int) -> None:
+        """Take a read's first message: its latency, and whether it is the one that was due."""
         buffer = self._buffer
         place = buffer.find(message.MARKER, 0, size)
-        while place >= 0:
-            stamp = buffer[place + message.STAMP.start : place + message.STAMP.stop]
-            if place + message.STAMP.stop <= size:
-                self._latencies.append((now - int(stamp)) / 1e9)
-            place = buffer.find(message.MARKER, place + 1, size)
+        if place + message.STAMP.stop > size:
+            # Cut off by the end of the read, so it is this read's only one.
+            return
+        first = buffer[place + message.NUMBER.start : place + message.NUMBER.stop]
+        stamp = buffer[place + message.STAMP.start : place + message.STAMP.stop]
+        due = self._counts[number] - count
+        if int(first) < due:
+            raise ValueError(f"message {int(first)} instead of {due}: repeated or out of order")
+        self._latencies.add((time.monotonic_ns() - int(stamp)) / 1e9, count)
 
     # -- commands -------------------------------------------------------------------------
 
@@ -208,16 +216,16 @@ class Receiver:
                 child.tell({"error": f"{name}: {error}"})
 
 
-def _greet(opened: socket.socket, wire: Wire) -> None:
-    """Read the server's answer to a request."""
+def _hear(opened: socket.socket, turn: Turn) -> None:
+    """Read the server's answer to one turn."""
     answer = b""
-    while not answer.endswith(wire.greeting_end):
+    while not answer.endswith(turn.end):
         data = opened.recv(65536)
-        if not data:
-            raise ValueError(f"refused: {answer[:200]!r}")
         answer += data
-    if not answer.startswith(wire.greeting[:12]):
-        raise ValueError(f"refused: {answer[:200]!r}")
+        if not data or b"ERROR\n" in answer:
+            raise ValueError(f"refused: {answer[:300]!r}")
+    if turn.answer.startswith(b"HTTP") and not answer.startswith(turn.answer[:12]):
+        raise ValueError(f"refused: {answer[:300]!r}")
 
 
 def main() -> None:

@@ -20,13 +20,14 @@ class Run:
     """One fan-out run. rate: deliveries/s. cpu: seconds of the server's CPU per delivery.
 
     per_write: messages in one write, as the server counts it. receiver: share of a CPU that the
-    receiver was busy; near 1 it, not the server, was the limit.
+    receiver was busy; near 1 it, not the server, was the limit. bytes: of a delivery.
     """
 
     rate: float
     cpu: float
     per_write: float
     receiver: float
+    bytes: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Rig:
             cpu / deliveries,
             made.get("per_write", float(batch)),
             receiver_cpu / elapsed,
+            done["bytes"],
         )
 
     def latency(self, rate: float, messages: int, size: int) -> Latency:

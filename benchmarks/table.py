@@ -10,9 +10,15 @@ from typing import Any
 from .fanout import FanOut
 from .idle import Idle
 from .latency import LatencyPair
+from .webstomp import WebStomp
 
-_NAMES = {"ws": "WebSocket", "sse": "SSE"}
-_HEAD = ("measurement", "transport", "null server", "gateway", "ratio")
+_NAMES = {
+    "ws": "WebSocket",
+    "sse": "SSE",
+    "stomp": "STOMP/WebSocket",
+    "sockjs": "STOMP/SockJS websocket",
+}
+_HEAD = ("measurement", "transport", "beside", "gateway", "ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +27,10 @@ class Figures:
 
     machine: str
     size: int
-    fan_out: Sequence[FanOut]
-    latency: Sequence[LatencyPair]
-    idle: Sequence[Idle]
+    fan_out: Sequence[FanOut] = ()
+    latency: Sequence[LatencyPair] = ()
+    idle: Sequence[Idle] = ()
+    webstomp: Sequence[WebStomp] = ()
 
     def json(self) -> str:
         """Return them as JSON: seconds, bytes, deliveries per second."""
@@ -36,6 +43,7 @@ class Figures:
             *(row for each in self.fan_out for row in _fan_out(each, self.size)),
             *(row for each in self.latency for row in _latency(each)),
             *(_idle(each) for each in self.idle),
+            *(row for each in self.webstomp for row in _webstomp(each, self.size)),
         ]
         return "\n".join((self.machine, "", *_lines([_HEAD, *rows])))
 
@@ -57,6 +65,14 @@ def _fan_out(row: FanOut, size: int) -> Iterable[Sequence[str]]:
         f"{row.gateway_cpu * 1e6:.3f}",
         _ratio(row.null_cpu, row.gateway_cpu),
     )
+    if row.per_byte is not None and row.wire != "ws":
+        yield (
+            f"{what}: CPU per delivered byte, beside plain WebSocket's",
+            wire,
+            "",
+            f"{row.bytes:.0f} B",
+            f"{row.per_byte:.2f} ×",
+        )
 
 
 def _latency(row: LatencyPair) -> Iterable[Sequence[str]]:
@@ -81,6 +97,24 @@ def _idle(row: Idle) -> Sequence[str]:
         f"{row.null / 1000:.1f}",
         f"{row.gateway / 1000:.1f}",
         _ratio(row.null, row.gateway),
+    )
+
+
+def _webstomp(row: WebStomp, size: int) -> Iterable[Sequence[str]]:
+    what = f"{row.subscribers:,} subscribers, {size} B, RabbitMQ {row.rabbitmq} behind both"
+    yield (
+        f"{what}: deliveries/s with p99 ≤ 1 s",
+        "Web STOMP plugin",
+        f"{row.plugin.rate:,.0f}",
+        f"{row.gateway.rate:,.0f}",
+        f"{row.ratio:.1f} ×",
+    )
+    yield (
+        f"{what}: p50 / p99 at that rate, ms",
+        "Web STOMP plugin",
+        f"{row.plugin.p50 * 1e3:.0f} / {row.plugin.p99 * 1e3:.0f}",
+        f"{row.gateway.p50 * 1e3:.0f} / {row.gateway.p99 * 1e3:.0f}",
+        "",
     )
 
 

@@ -1,14 +1,18 @@
 """The benchmark's smoke test: it runs, checks what it received, and prints its table."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks import message
+from benchmarks.latencies import Latencies
 from benchmarks.wire import WIRES, check
+from tests.support.rabbit_installation import RabbitInstallation
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -16,7 +20,16 @@ ROOT = Path(__file__).parent.parent.parent
 def test_quick_run_prints_the_table(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", "--json", str(figures)],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "--quick",
+            "--only",
+            "ws,sse,stomp,sockjs",
+            "--json",
+            str(figures),
+        ],
         cwd=ROOT,
         env={"PYTHONPATH": f"{ROOT}/src"},
         capture_output=True,
@@ -26,10 +39,10 @@ def test_quick_run_prints_the_table(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "| measurement" in done.stdout
     found = json.loads(figures.read_text())
-    assert {row["wire"] for row in found["fan_out"]} == {"ws", "sse"}
+    assert {row["wire"] for row in found["fan_out"]} == set(WIRES)
     for row in found["fan_out"]:
         assert row["per_write"] == row["batch"]
-    assert len(found["latency"]) == len(found["idle"]) == 2
+    assert len(found["latency"]) == len(found["idle"]) == 4
 
 
 def test_what_durability_costs() -> None:
@@ -46,7 +59,44 @@ def test_what_durability_costs() -> None:
         assert f"| {kind} | 1,000 |" in done.stdout
 
 
-@pytest.mark.parametrize("wire", ["ws", "sse"])
+@pytest.mark.rabbitmq
+def test_quick_comparison_with_the_plugin(tmp_path: Path) -> None:
+    RabbitInstallation.find("3.10")
+    figures = tmp_path / "figures.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks", "--quick", "--only", "webstomp"),
+            *("--json", str(figures)),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}/src"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(figures.read_text())["webstomp"]
+    for side in ("plugin", "gateway"):
+        assert row[side]["held"]
+        assert row[side]["rate"] > 0
+
+
+def test_a_read_counts_by_its_messages() -> None:
+    latencies = Latencies()
+    latencies.add(0.001, 98)
+    latencies.add(3.0, 2)
+    assert latencies.summary() == {"p50": 0.001, "p99": 3.0, "max": 3.0}
+
+
+def test_a_new_table_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Head\n{command.BEGIN}\nold\n{command.END}\ntail\n")
+    command.write(page, "| new |")
+    assert page.read_text() == f"# Head\n{command.BEGIN}\n| new |\n{command.END}\ntail\n"
+    assert command.END in command.PAGE.read_text("utf-8").partition(command.BEGIN)[2]
+
+
+@pytest.mark.parametrize("wire", list(WIRES))
 class TestCheck:
     def test_takes_all_messages_in_order(self, wire: str) -> None:
         bodies = [message.body(number, 200) for number in range(3)]

@@ -43,13 +43,18 @@ class RabbitInstallation:
     @classmethod
     def find(cls, version: str) -> "RabbitInstallation":
         """Return the installation of a version; the test is skipped where there is none."""
-        found = cls._system(version) or cls._folder(version)
+        found = cls.look_for(version)
         reason = "not installed: run scripts/test-servers.sh"
         if platform.system() != "Linux" or os.geteuid() != 0:
             reason += " on Linux as root, or install the system's package if it is this version"
         require(f"RabbitMQ {version}", found is not None, reason)
         assert found is not None
         return found
+
+    @classmethod
+    def look_for(cls, version: str) -> "RabbitInstallation | None":
+        """Return the installation of a version, or None."""
+        return cls._system(version) or cls._folder(version)
 
     @classmethod
     def _system(cls, version: str) -> "RabbitInstallation | None":
