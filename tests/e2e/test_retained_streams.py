@@ -12,7 +12,7 @@ import pika
 import pytest
 
 from queuecast.brokers.base import ExchangeSpec, HistoryReader
-from queuecast.brokers.rabbitmq import RabbitBroker, stream_reader
+from queuecast.brokers.rabbitmq import RabbitBroker, stream_mark
 from queuecast.brokers.rabbitmq.streams import Identity, stream_arguments, stream_name
 from queuecast.destination import Destination
 from queuecast.errors import ConfigError, Conflict, NotFound, Refused
@@ -520,7 +520,7 @@ async def test_a_stream_deleted_and_made_anew_while_all_are_down_is_a_gap(
 async def test_a_stream_that_lost_its_end_gets_a_new_epoch(
     rabbit: RabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_reader, "_MARK_PATIENCE", 2.0)
+    monkeypatch.setattr(stream_mark, "PATIENCE", 2.0)
     key = unique("shortened")
     kept = rule(f"/topic/{key}")
     name, identity = stream_name(kept), Identity(stream_name(kept)).exchange
@@ -742,7 +742,7 @@ async def test_a_thousand_pages_at_a_thousand_positions_are_two_consumers(
         await watching
         assert 1 <= most <= 2
         reader = broker._retained._readers[stream_name(kept)]
-        assert reader.history.attached < 200
+        assert reader.past.history.attached < 200
         # Nobody is behind any more: the second goes away.
         await settled(lambda: consumers(rabbit, kept), 1)
     delete(rabbit, kept)

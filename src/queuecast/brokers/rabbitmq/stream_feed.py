@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 from ...errors import QueuecastError, Unavailable
@@ -105,23 +106,25 @@ class RetainedFeed:
         stream = self._stream
         await stream.ready(self._patience)
         if start.kind == "time":
-            begin = await stream.begin()
-            return [self._mark(max(begin, await stream.at_time(start.time)))]
+            if start.time > time.time():
+                return [self._mark(stream.last + 1)]
+            begin = await stream.past.begin()
+            return [self._mark(max(begin, await stream.past.at_time(start.time)))]
         if start.kind == "first":
-            return [self._mark(await stream.begin())]
+            return [self._mark(await stream.past.begin())]
         if start.kind == "last" and start.count:
             return [self._mark(await self._last(start.count))]
         return [self._mark(stream.last + 1)]
 
     async def _last(self, count: int) -> int:
         stream = self._stream
-        begin = await stream.begin()
+        begin = await stream.past.begin()
         if count > _MOST_LAST:
             return begin
         known = await self._known_last(count)
-        if stream.backfill is not None and not _is_enough(known, count, begin):
+        if stream.past.filling is not None and not _is_enough(known, count, begin):
             # What was published before the gateway's start is being looked up, for everybody.
-            await asyncio.wait({stream.backfill.done}, timeout=_BACKFILL_PATIENCE)
+            await asyncio.wait({stream.past.filling.done}, timeout=_BACKFILL_PATIENCE)
             known = await self._known_last(count)
         offsets = [offset for offset in known.offsets if offset > known.lost and offset >= begin]
         if not _is_enough(known, count, begin):
@@ -130,14 +133,14 @@ class RetainedFeed:
             missing = LastRequest(
                 self.pattern, low, min(known.lost, stream.last), count - len(offsets)
             )
-            await stream.history.ask(missing)
+            await stream.past.history.ask(missing)
             if low > begin and len(missing.offsets) + len(offsets) < count:
                 return begin
             offsets = [*missing.offsets, *offsets]
         return offsets[0] if offsets else stream.last + 1
 
     async def _known_last(self, count: int) -> Known:
-        index = self._stream.index
+        index = self._stream.past.index
         if not self._literal:
             return await index.last(self._matches, count)
         known = index.of(self.pattern)
@@ -167,9 +170,9 @@ class RetainedFeed:
                 return self._made([], want, "", want, end=True)
         head = stream.last
         if mark.epoch != stream.epoch or want > head + 1:
-            want, gap = await stream.begin(), EPOCH
+            want, gap = await stream.past.begin(), EPOCH
         elif stream.rule.age:
-            begin = await stream.begin()
+            begin = await stream.past.begin()
             if want < begin:
                 gap = "" if await self._nothing(want, begin) else EVICTED
                 want = begin
@@ -188,7 +191,7 @@ class RetainedFeed:
         if stream.window.covers(want):
             self._fill(request)
         else:
-            await stream.history.ask(request)
+            await stream.past.history.ask(request)
         if request.gap_at is not None:
             gap = gap or EVICTED
             start = max(start, request.gap_at)
@@ -222,7 +225,7 @@ class RetainedFeed:
         return known.lost < want and not any(offset < begin for offset in known.offsets)
 
     async def _known_after(self, want: int) -> Known:
-        index = self._stream.index
+        index = self._stream.past.index
         if not self._literal:
             return await index.after(self._matches, want - 1)
         known = index.of(self.pattern)

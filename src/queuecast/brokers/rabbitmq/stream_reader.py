@@ -13,26 +13,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pika.exceptions
-import pika.spec
 
 from ...errors import Conflict, NotFound, QueuecastError, Unavailable
 from ...message import Message
 from ...position import Mark
 from ...retention import RetainRule
 from ..matching import Index, new_index
-from .confirms import ConfirmChannel
 from .connection import Channel, Link
-from .content import PERSISTENT, fingerprint
+from .content import fingerprint
 from .failures import missing_exchange, of_channel, reason
-from .stream_index import KeyIndex, Samples, Window
+from .stream_index import Window
+from .stream_mark import Marks, Silent
 from .stream_pass import StreamPass
-from .stream_request import Backfill, keys_of, size_of, stream_message
+from .stream_past import Past
+from .stream_request import keys_of, size_of, stream_message
 from .streams import (
     Identity,
     bind_stream,
@@ -51,13 +49,8 @@ PREFETCH = 2000  # messages; what the broker may send ahead of our acks
 # Bytes of the newest messages that are kept here: a page that asks for a result that has just
 # come needs no consumer of its own.
 WINDOW = 8 << 20
-# Messages before the gateway's start whose keys are looked up in the background.
-_BACKFILL = 500_000
-_MARK_PATIENCE = 15.0  # seconds until our own mark must have come back
 _FIRST_RETRY, _LAST_RETRY = 0.25, 15.0  # seconds between attempts
 _CATCH_UP = 1.0  # seconds between marks, at least
-_BEGIN_KEPT = 1.0  # seconds for which the first offset is not asked for again
-_MARK_TYPE = "queuecast.mark"
 
 RENEWED = "the stream of the retained destination was deleted and made anew"
 EVICTED = "the retained messages were deleted before this gateway had read them"
@@ -74,11 +67,9 @@ class StreamReader:
         self.epoch = ""
         self.last = -1
         """The stream's offset up to which everything was handed to the feeds."""
-        self.index = KeyIndex(0)
         self.window = Window(WINDOW)
-        self.samples = Samples()
         self._identity = Identity(self.name)
-        self.history = StreamPass(self.name, self._identity.exchange, owner.wait)
+        self.past = Past(rule, StreamPass(self.name, self._identity.exchange, owner.wait))
         self.problem = "not started"
         self._feeds: set[RetainedFeed] = set()
         self._by_key: Index[RetainedFeed] = new_index("topic")
@@ -93,17 +84,13 @@ class StreamReader:
         self._found = ""  # the epoch of the stream that is being opened
         self._held = False  # until it is certain whose messages they are
         self._broken = False  # it does not go on where it was, although its epoch says so
-        self._marks: dict[bytes, asyncio.Future[None]] = {}  # our own that must come back
+        self._marks = Marks(self._identity.exchange, owner.publishing, owner.patience)
         self._catching_up = asyncio.Lock()
         self._caught_up = -_CATCH_UP
         self._live = asyncio.Event()
         self._waiters: set[asyncio.Future[None]] = set()
         self._work = asyncio.Event()
         self._check = False
-        self.backfill: Backfill | None = None
-        """Where older messages are is being looked up."""
-        self._beginning = asyncio.Lock()
-        self._begin, self._begin_at, self._begin_epoch = 0, 0.0, ""
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name=f"reader of {self.name}")
         self._task.add_done_callback(self._ended)
@@ -207,7 +194,7 @@ class StreamReader:
             opening, spec = "fresh", "last"
         elif epoch != self.epoch:
             opening, spec = "renewed", "first"
-            self.history.reset(Unavailable("the stream was made anew"))
+            self.past.history.reset(Unavailable("the stream was made anew"))
         else:
             opening, spec = "resumed", self.last
         self._opening, self._held = opening, True
@@ -216,11 +203,11 @@ class StreamReader:
             raise Unavailable("the stream was deleted while it was opened")
         self._held = False
         self._flush()
-        await self._mark_end(needed=opening == "fresh")
+        await self._mark_end(self._channel, needed=opening == "fresh")
         self._live.set()
         self.problem = ""
         self._settle(None)
-        self._start_backfill()
+        self.past.backfill()
 
     async def _prepare(self, link: Link) -> None:
         """Have the stream, bound; a feed that was open waits for a missing exchange."""
@@ -283,50 +270,17 @@ class StreamReader:
             channel.abandon()
             raise
 
-    async def _mark_end(self, *, needed: bool) -> None:
-        """Publish a mark and wait for it: everything confirmed before has been handed over then.
-
-        It is the only way to learn where an empty or quiet stream ends. On a reconnect it may be
-        left out when RabbitMQ takes no publishes: the place is known.
-        """
-        publishing = await self._owner.publishing.wait(self._owner.patience)
-        channel = self._channel
+    async def _mark_end(self, channel: Channel | None, *, needed: bool) -> None:
+        """Wait until what was confirmed before now has been handed over; raises Unavailable."""
         if channel is None:
             raise Unavailable("the stream's consumer was lost")
-        if publishing.blocked is not None:
-            if needed:
-                raise Unavailable(f"RabbitMQ takes no publishes: {publishing.blocked}")
-            return
-        body = secrets.token_hex(8).encode()
-        marked = self._marks[body] = self._loop.create_future()
-        properties = pika.spec.BasicProperties(delivery_mode=PERSISTENT, type=_MARK_TYPE)
         try:
-            async with asyncio.timeout(_MARK_PATIENCE):
-                confirming = await ConfirmChannel.open(publishing)
-                await confirming.send_once(self._identity.exchange, "", body, properties)
-            await self._until_marked(marked, channel)
-        except TimeoutError:
-            raise Unavailable("RabbitMQ does not confirm a message to the stream") from None
-        except pika.exceptions.AMQPError as error:
-            raise of_channel(error) from None
-        finally:
-            del self._marks[body]
-
-    async def _until_marked(self, marked: asyncio.Future[None], channel: Channel) -> None:
-        """Wait for a mark that the stream has; there may be many messages before it."""
-        ends: set[asyncio.Future[Any]] = {marked, channel.closed}
-        while True:
-            last = self.last
-            await asyncio.wait(ends, timeout=_MARK_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-            if marked.done():
-                return
-            if channel is not self._channel or channel.closed.done():
-                raise Unavailable("the stream's consumer was lost")
-            if self.last == last:
-                # RabbitMQ sends nothing from a place that the stream has not reached: it does
-                # not even have the message any more that we had last.
-                self._broken = self._opening == "resumed"
-                raise Unavailable("the stream does not deliver what is published to it")
+            await self._marks.round_trip(channel, lambda: self.last, needed=needed)
+        except Silent:
+            # RabbitMQ sends nothing from a place that the stream has not reached: it does not
+            # even have the message any more that we had last.
+            self._broken = self._opening == "resumed"
+            raise
 
     async def catch_up(self) -> None:
         """Return when what was confirmed before now has been handed over; raises Unavailable.
@@ -339,7 +293,7 @@ class StreamReader:
                 return
             await asyncio.sleep(max(0.0, self._caught_up + _CATCH_UP - asked))
             begun = self._loop.time()
-            await self._mark_end(needed=True)
+            await self._mark_end(self._channel, needed=True)
             self._caught_up = begun
 
     def _on_closed(self, channel: Channel, why: BaseException) -> None:
@@ -402,20 +356,19 @@ class StreamReader:
             return False
         lists: dict[RetainedFeed, list[Message]] = {}
         mark = self._identity.exchange
+        index = self.past.index
         last = self.last
         for offset, message in arrived:
             if offset <= last:
                 continue
             last = offset
             if message.exchange == mark:
-                marked = self._marks.get(message.body)
-                if marked is not None:
-                    # Waited for are all before it: its waiter runs when they are handed over.
-                    self._loop.call_soon(_done, marked)
+                # Who waits for it runs when all before it are handed over, below.
+                self._marks.saw(message.body)
                 continue
             self.window.add(offset, message, size_of(message))
             for key in keys_of(message):
-                self.index.add(key, offset)
+                index.add(key, offset)
                 for feed in self._by_key.match(key):
                     batch = lists.get(feed)
                     if batch is None:
@@ -427,7 +380,7 @@ class StreamReader:
         for feed, batch in lists.items():
             feed.append(batch)
         self.last = last
-        self.samples.note(time.time(), last)
+        self.past.samples.note(time.time(), last)
         return True
 
     def _open(self, offset: int, message: Message) -> bool:
@@ -443,10 +396,8 @@ class StreamReader:
                 self._gap(EVICTED, offset)
             return True
         self.epoch = self._found
-        self.index = KeyIndex(offset)
-        self.backfill = None
+        self.past.renew(offset)
         self.window.clear(offset)
-        self.samples.clear()
         self.last = offset - 1
         if opening == "renewed":
             self._gap(RENEWED, offset)
@@ -474,65 +425,14 @@ class StreamReader:
         for feed in list(self._feeds):
             feed.fail(error)
 
-    # -- the past -------------------------------------------------------------------------
-
-    def _start_backfill(self) -> None:
-        known_from = self.index.known_from
-        if not known_from or self.backfill is not None:
-            return
-        request = self.backfill = Backfill(max(0, known_from - _BACKFILL), known_from - 1)
-        request.done.add_done_callback(lambda _done: self._backfilled(request))
-        self.history.when_idle(request)
-
-    def _backfilled(self, request: Backfill) -> None:
-        if request is not self.backfill:
-            return
-        self.backfill = None
-        if request.done.cancelled() or request.done.exception() is not None:
-            # Without a connection, or of another stream: the next attaching begins it anew.
-            return
-        self.index.merge(request.index)
-
-    async def begin(self) -> int:
-        """Return the first offset that is not too old, as of a moment ago; raises Unavailable."""
-        asked = self._loop.time()
-        async with self._beginning:
-            if self.rule.age:
-                known = self.samples.before(time.time() - self.rule.age)
-                if known is not None:
-                    return known + 1
-            # One answer is for all who asked before it was looked for.
-            begun, epoch = self._loop.time(), self.epoch
-            if self._begin_epoch != epoch or self._begin_at < asked - _BEGIN_KEPT:
-                if self.rule.age:
-                    begin = await self.at_time(time.time() - self.rule.age)
-                else:
-                    begin = await self.history.probe("first")
-                self._begin, self._begin_at, self._begin_epoch = begin, begun, epoch
-            return self._begin
-
-    async def at_time(self, when: float) -> int:
-        """Return the first offset at or after a time (Unix seconds), or an earlier one."""
-        if when > time.time():
-            return self.last + 1
-        known = self.samples.before(when)
-        if known is not None:
-            return known + 1
-        return await self.history.probe(datetime.fromtimestamp(max(0, int(when)), UTC))
-
     async def close(self) -> None:
         """Stop reading; the stream stays."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-        await self.history.close()
+        await self.past.history.close()
         self._settle(Unavailable("the gateway is closing"))
         channel, self._channel = self._channel, None
         self._live.clear()
         if channel is not None and channel.is_open:
             await channel.close()
-
-
-def _done(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

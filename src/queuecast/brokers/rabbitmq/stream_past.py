@@ -1,0 +1,84 @@
+"""A stream's past as one rule's reader knows it: index, times, and the pass over the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+from ...retention import RetainRule
+from .stream_index import KeyIndex, Samples
+from .stream_pass import StreamPass
+from .stream_request import Backfill
+
+# Messages before the gateway's start whose keys are looked up in the background.
+_BACKFILL = 500_000
+_BEGIN_KEPT = 1.0  # seconds for which the first offset is not asked for again
+
+
+class Past:
+    """What was in the stream before now, and where.
+
+    index: of the messages that the reader saw, and in time of those before.
+    """
+
+    def __init__(self, rule: RetainRule, history: StreamPass) -> None:
+        self._rule = rule
+        self.history = history
+        self.index = KeyIndex(0)
+        self.samples = Samples()
+        self.filling: Backfill | None = None
+        """Looks up where the messages before the gateway's start are; None when that is done."""
+        self._beginning = asyncio.Lock()
+        self._begin: int | None = None
+        self._begin_at = 0.0
+
+    def renew(self, offset: int) -> None:
+        """Begin anew: the reader sees all from this offset on."""
+        self.index = KeyIndex(offset)
+        self.samples.clear()
+        self.filling = None
+        self._begin = None
+
+    def backfill(self) -> None:
+        """Look up what was there before the reader, unless that is done or under way."""
+        known_from = self.index.known_from
+        if not known_from or self.filling is not None:
+            return
+        filling = self.filling = Backfill(max(0, known_from - _BACKFILL), known_from - 1)
+        filling.done.add_done_callback(lambda _done: self._filled(filling))
+        self.history.when_idle(filling)
+
+    def _filled(self, filling: Backfill) -> None:
+        if filling is not self.filling:
+            return
+        self.filling = None
+        if not filling.done.cancelled() and filling.done.exception() is None:
+            self.index.merge(filling.index)
+
+    async def begin(self) -> int:
+        """Return the first offset that is not too old, as of a moment ago; raises Unavailable."""
+        asked = asyncio.get_running_loop().time()
+        async with self._beginning:
+            if self._rule.age:
+                known = self.samples.before(time.time() - self._rule.age)
+                if known is not None:
+                    return known + 1
+            # One answer is for all who asked before it was looked for.
+            if self._begin is not None and self._begin_at >= asked - _BEGIN_KEPT:
+                return self._begin
+            begun = asyncio.get_running_loop().time()
+            if self._rule.age:
+                found = await self.at_time(time.time() - self._rule.age)
+            else:
+                found = await self.history.probe("first")
+            self._begin, self._begin_at = found, begun
+            return found
+
+    async def at_time(self, when: float) -> int:
+        """Return the first offset at or after a time that has been (Unix seconds), or an earlier
+        one; raises Unavailable."""
+        known = self.samples.before(when)
+        if known is not None:
+            return known + 1
+        return await self.history.probe(datetime.fromtimestamp(max(0, int(when)), UTC))
