@@ -170,7 +170,8 @@ class Client(Visitor):
 
     def at(self, position: str) -> None:
         """A position that stands alone."""
-        if position:
+        # A gateway may say a client's own position back before it tells of the gap behind it.
+        if position and position != self.place:
             self.place, self._place_of = position, self.gateway
 
     def message(self, body: str, position: str) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -36,6 +37,7 @@ class Gateway:
         self._config = directory / f"{name}.toml"
         self._environment = environment
         self._process: Process | None = None
+        self._starting = threading.Lock()
         kept = f'data = "{data}"\n' if data else ""
         quorum = "" if data else 'arguments = { x-queue-type = "quorum", x-delivery-limit = 10000 }'
         self._config.write_text(
@@ -67,12 +69,20 @@ name = "chaos-quorum"
         return self._process is not None and self._process.running
 
     def start(self) -> None:
-        """Start it and return when it serves, whatever its broker does; nothing if it runs."""
-        if self.running:
-            return
-        command = [sys.executable, "-m", "queuecast", "serve", "--config", str(self._config)]
-        self._process = Process(command, log=self.log, env=self._environment)
-        self._process.wait_until(lambda: self.asked("/healthz"), what=self.name, timeout=_START)
+        """Start it and return when it serves, whatever its broker does, or was killed again.
+
+        Raises RuntimeError when it ended by itself.
+        """
+        with self._starting:
+            if self.running:
+                return
+            command = [sys.executable, "-m", "queuecast", "serve", "--config", str(self._config)]
+            started = self._process = Process(command, log=self.log, env=self._environment)
+        try:
+            started.wait_until(lambda: self.asked("/healthz"), what=self.name, timeout=_START)
+        except RuntimeError:
+            if started is self._process:
+                raise
 
     def asked(self, path: str) -> bool:
         try:
@@ -86,9 +96,9 @@ name = "chaos-quorum"
         wait_until(lambda: self.asked("/readyz"), what=f"{self.name}: broker", timeout=_START)
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
+        killed, self._process = self._process, None
+        if killed is not None:
+            killed.kill()
 
 
 class Balancer(TcpProxy):

@@ -46,8 +46,8 @@ class HttpPublisher:
             if status == 200:
                 break
             said = json.loads(text)
-            assert said["retry"], f"{self._url}: {status} {text}"
             if said["code"] not in ("outcome_unknown", "publish_failed", "internal"):
+                assert said["retry"], f"{self._url}: {status} {text}"
                 source.copies[number] -= 1  # It says that it did not publish.
                 source.refused += 1
             await asyncio.sleep(0.2)

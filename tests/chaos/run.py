@@ -108,6 +108,8 @@ class Run:
         # What was done to whom, and when.
         self.faults: list[tuple[float, str]] = []
         self._start = now()
+        # Held while the broker is down.
+        self._broker = asyncio.Lock()
 
     async def carry_out(self, schedule: list[Fault]) -> Verdict:
         """Do all of it; raises what a publisher or client fails with."""
@@ -153,11 +155,12 @@ class Run:
                 await asyncio.to_thread(gateway.start)
             case "kill broker":
                 assert server is not None
-                if not server.running:
+                if self._broker.locked():
                     return
-                await asyncio.to_thread(server.kill)
-                await asyncio.sleep(fault.length)
-                await asyncio.to_thread(server.start)
+                async with self._broker:
+                    await asyncio.to_thread(server.kill)
+                    await asyncio.sleep(fault.length)
+                    await asyncio.to_thread(server.start)
                 self.faults.append((now(), "kill broker"))
             case "cut clients":
                 for end in some(web, fault.share, chance):

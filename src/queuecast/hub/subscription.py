@@ -109,6 +109,12 @@ class Subscription:
             for first, after in zip(bounds, (*bounds[1:], None), strict=True)
         ]
 
+    @property
+    def told(self) -> bool:
+        """Whether its position may be given to the client, since no gap before it is still to be
+        told: a client that is cut off in between would go on behind the gap and never know."""
+        return self.gap is None
+
     def flow(self) -> None:
         """Begin, or go on after `pause`."""
         if self.closed or self.live or self.outlet.paused:

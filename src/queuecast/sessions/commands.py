@@ -123,7 +123,7 @@ class Commands:
         self, destination: Destination, subscription: Subscription | WorkSubscription
     ) -> None:
         answer = {"subscribed": destination.shown}
-        if isinstance(subscription, Subscription):
+        if isinstance(subscription, Subscription) and subscription.told:
             answer["position"] = str(subscription.position())
         self._session.send_json(answer)
 

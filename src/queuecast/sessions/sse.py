@@ -99,19 +99,19 @@ class SseSession(Session):
 
         An empty data line and an event type of its own: a bare id would do for browsers, but
         not for every EventSource. With the envelope the data has each destination's own position
-        and the seconds to the next event: scripts see no comments.
+        and the seconds to the next event: scripts see no comments. Where a gap is still to be
+        told, its event is the first with a position.
         """
         data, position = b"", None
-        for subscription in self.subscriptions:  # one, if any: queues have no positions
+        told = [subscription for subscription in self.subscriptions if subscription.told]
+        for subscription in told:  # one, if any: queues have no positions
             position = str(subscription.position())
         if self._enveloped:
             data = encode_json(
                 {
                     "heartbeat": self.services.heartbeat,
                     "positions": [
-                        str(each)
-                        for subscription in self.subscriptions
-                        for each in subscription.positions()
+                        str(each) for subscription in told for each in subscription.positions()
                     ],
                 }
             )
@@ -124,7 +124,7 @@ class SseSession(Session):
         self.transport.close()
 
     def _grant(self, request: SubscribeRequest) -> None:
-        positions = [str(subscription.position()) for subscription in self.subscriptions]
+        positions = [str(each.position()) for each in self.subscriptions if each.told]
         body = encode_json({"code": "ok", "position": positions[0] if positions else None})
         self.write(response(200, _json_headers(request.cors), body))
         self.end()

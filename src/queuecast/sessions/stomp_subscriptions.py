@@ -205,6 +205,8 @@ class Subscriptions:
         self, destination: Destination, encoding: StompEncoding, start: Start
     ) -> _Opened:
         subscription = await self._session.subscribe((destination,), encoding, start)
+        if not subscription.told:
+            return subscription, ()
         return subscription, (("position", str(subscription.position())),)
 
     async def _open_queue(self, consumer: StompConsumer, prefetch: int | None) -> _Opened:
