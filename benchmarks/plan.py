@@ -54,5 +54,5 @@ QUICK = Plan(
     audience=20,
     crowd=10,
     step=0.3,
-    most=2,
+    most=3,
 )

@@ -2,8 +2,8 @@
 
 The suite starts a RabbitMQ of its own with the plugin. The same subscribers of one topic are
 connected first to the plugin, then to the gateway with that RabbitMQ behind it; a pika publisher
-publishes at a rate that doubles until the p99 latency passes a second, and the border is then
-narrowed. What counts is what was really delivered per second, the time to drain included, at the
+publishes at a rate that doubles (or halves, if the first is too much) until the p99 latency
+passes a second, and the border is then narrowed. What counts is what was really delivered per second, the time to drain included, at the
 best rate that held.
 """
 
@@ -98,15 +98,13 @@ class Side:
                     low = rate
                 else:
                     high = rate
-                if high:
-                    narrowed += 1
-                    if narrowed > _NARROW:
+                if low and high:
+                    if narrowed == _NARROW:
                         break
-                rate = (
-                    statistics.geometric_mean((low, high))
-                    if low and high
-                    else (high / 2 if high else low * 2)
-                )
+                    narrowed += 1
+                    rate = statistics.geometric_mean((low, high))
+                else:
+                    rate = rate * 2 if low else rate / 2
         if not held:
             raise BenchmarkError(f"{self.name}: p99 was above {LIMIT:g} s at every rate")
         return max(held, key=lambda step: step.rate)
