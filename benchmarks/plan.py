@@ -25,7 +25,7 @@ class Plan:
     subscribers: tuple[int, ...] = (100, 1000)
     batches: tuple[int, ...] = (1, 10, 100)
     size: int = 100
-    seconds: float = 0.4
+    seconds: float = 0.3
     rounds: int = 3
     idle: int = 10_000
     rate: float = 100.0

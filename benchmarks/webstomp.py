@@ -1,10 +1,10 @@
 """RabbitMQ's Web STOMP plugin beside the gateway: `python -m benchmarks.webstomp [--quick]`.
 
 The suite starts a RabbitMQ of its own with the plugin. The same subscribers of one topic are
-connected first to the plugin, then to the gateway with that RabbitMQ behind it; a pika publisher
-publishes at a rate that doubles (or halves, if the first is too much) until the p99 latency
-passes a second, and the border is then narrowed. What counts is what was really delivered per second, the time to drain included, at the
-best rate that held.
+connected first to the plugin, then to the gateway with that RabbitMQ behind it. A pika publisher's
+rate is doubled (or halved, if the first is too much) until the p99 latency passes a second, and
+the border is then narrowed. What counts is what was really delivered per second, the time to
+drain included, at the best rate that held.
 """
 
 from __future__ import annotations
