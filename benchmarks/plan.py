@@ -18,7 +18,8 @@ class Plan:
     each server `rounds` times `seconds` long. size: bytes of a body. idle: connections of the
     memory measurement. rate (messages/s), paced (messages in a round), audience (subscribers): of
     the latency measurement. crowd: subscribers of the comparison with RabbitMQ's plugin, step:
-    seconds at each of its rates, most: steps for each side.
+    seconds at each of its rates, most: steps for each side, limit: the p99 latency in
+    seconds above which a rate has not held.
     """
 
     wires: tuple[str, ...] = WIRE_NAMES
@@ -34,6 +35,7 @@ class Plan:
     crowd: int = 1000
     step: float = 2.5
     most: int = 9
+    limit: float = 1.0
 
     @property
     def idle_allowed(self) -> int:
@@ -54,5 +56,6 @@ QUICK = Plan(
     audience=20,
     crowd=10,
     step=0.3,
-    most=3,
+    most=2,
+    limit=60.0,
 )
