@@ -54,7 +54,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class WebStomp:
-    """The comparison. limit: of p99, in seconds. plugin, gateway: the best steps that held; ratio: of deliveries/s."""
+    """The best steps of both that held, and the limit of p99 in seconds; ratio: of deliveries/s."""
 
     rabbitmq: str
     subscribers: int
