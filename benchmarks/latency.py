@@ -27,9 +27,9 @@ class LatencyPair:
 
 def measure(plan: Plan, report: Callable[[str], None]) -> Iterator[LatencyPair]:
     """Measure every transport; raises BenchmarkError unless everything arrived in order."""
-    for wire in plan.wires:
-        report(f"{wire}, latency at {plan.rate:g} messages/s")
-        with rig.Rig(rig.SERVERS[0]) as null, rig.Rig(rig.SERVERS[1]) as gateway:
+    with rig.Rig(rig.SERVERS[0]) as null, rig.Rig(rig.SERVERS[1]) as gateway:
+        for wire in plan.wires:
+            report(f"{wire}, latency at {plan.rate:g} messages/s")
             null.open(wire, plan.audience)
             gateway.open(wire, plan.audience)
             # In turns, as the fan-out; the medians of the rounds.
@@ -40,13 +40,15 @@ def measure(plan: Plan, report: Callable[[str], None]) -> Iterator[LatencyPair]:
                 )
                 for _ in range(plan.rounds)
             ]
-        yield LatencyPair(
-            wire,
-            plan.audience,
-            plan.rate,
-            _median([each for each, _ in rounds]),
-            _median([each for _, each in rounds]),
-        )
+            null.close()
+            gateway.close()
+            yield LatencyPair(
+                wire,
+                plan.audience,
+                plan.rate,
+                _median([each for each, _ in rounds]),
+                _median([each for _, each in rounds]),
+            )
 
 
 def _median(runs: list[rig.Latency]) -> rig.Latency:

@@ -18,14 +18,15 @@ class Plan:
     each server `rounds` times `seconds` long. size: bytes of a body. idle: connections of the
     memory measurement. rate (messages/s), paced (messages in a round), audience (subscribers): of
     the latency measurement. crowd: subscribers of the comparison with RabbitMQ's plugin, step:
-    seconds at each of its rates, most: steps for each side.
+    seconds at each of its rates, most: steps for each side, limit: the p99 latency in
+    seconds above which a rate has not held.
     """
 
     wires: tuple[str, ...] = WIRE_NAMES
     subscribers: tuple[int, ...] = (100, 1000)
     batches: tuple[int, ...] = (1, 10, 100)
     size: int = 100
-    seconds: float = 0.4
+    seconds: float = 0.3
     rounds: int = 3
     idle: int = 10_000
     rate: float = 100.0
@@ -34,6 +35,7 @@ class Plan:
     crowd: int = 1000
     step: float = 2.5
     most: int = 9
+    limit: float = 1.0
 
     @property
     def idle_allowed(self) -> int:
@@ -55,4 +57,5 @@ QUICK = Plan(
     crowd=10,
     step=0.3,
     most=2,
+    limit=60.0,
 )

@@ -103,7 +103,7 @@ def _idle(row: Idle) -> Sequence[str]:
 def _webstomp(row: WebStomp, size: int) -> Iterable[Sequence[str]]:
     what = f"{row.subscribers:,} subscribers, {size} B, RabbitMQ {row.rabbitmq} behind both"
     yield (
-        f"{what}: deliveries/s with p99 ≤ 1 s",
+        f"{what}: deliveries/s with p99 ≤ {row.limit:g} s",
         "Web STOMP plugin",
         f"{row.plugin.rate:,.0f}",
         f"{row.gateway.rate:,.0f}",
