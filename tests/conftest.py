@@ -19,6 +19,11 @@ from tests.support.servers import NginxServer, RabbitMQ, RabbitServer, find_chro
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
 
+# Tests against real servers, browsers and processes: on a machine that stalls for seconds one of
+# thousands may fail for its sake alone. Such a test is tried once more, and named at the end with
+# what it said the first time. The others are the same in every run, and fail at once.
+SECOND_TRY = ("contract", "e2e")
+
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 NODE_DIRECTORY = Path(__file__).parent / "e2e" / "node"
@@ -39,6 +44,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "both_loops: run the coroutine tests on asyncio's own loop and on uvloop"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in SECOND_TRY:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show why tests were tried again: it may be a rare fault of ours after all."""
+    reports = terminalreporter.stats.get("rerun", [])
+    for report in reports:
+        terminalreporter.section(f"first try of {report.nodeid}", "_")
+        terminalreporter.write_line(str(report.longrepr))
+    if reports:
+        terminalreporter.section(f"{len(reports)} tests were tried twice", "=")
+        for report in reports:
+            terminalreporter.write_line(report.nodeid)
 
 
 def pytest_asyncio_loop_factories(
