@@ -30,7 +30,7 @@ from tests.support.streams import numbers, ready, running
 if TYPE_CHECKING:
     from playwright.async_api import Page
 
-pytestmark = pytest.mark.rabbitmq
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(500)]
 
 RETAIN = {"age": "1h", "bytes": "64MB"}
 

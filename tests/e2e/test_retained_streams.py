@@ -24,7 +24,7 @@ from tests.support.servers import RabbitMQ, RabbitServer, unique
 from tests.support.sinks import eventually
 from tests.support.streams import Numbers, numbers, settled
 
-pytestmark = pytest.mark.rabbitmq
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(500)]
 
 D = Destination.parse
 FIRST = Start("first")

@@ -36,10 +36,16 @@ async def running(**tables: Any) -> AsyncIterator[RunningGateway]:
         await asyncio.to_thread(made.__exit__, None, None, None)
 
 
-async def ready(running_gateway: RunningGateway, patience: float = 60.0) -> None:
-    """Wait until the gateway's broker is connected again."""
+async def ready(running_gateway: RunningGateway, patience: float = 180.0) -> None:
+    """Wait until the gateway's broker is connected again.
+
+    After a kill the streams of RabbitMQ 3.10 have been seen to take more than a minute.
+    """
     broker = running_gateway.gateway.broker
-    await eventually(lambda: broker.ready, f"ready, but {broker.status}", patience)
+    try:
+        await eventually(lambda: broker.ready, "ready", patience)
+    except AssertionError as error:
+        raise AssertionError(f"{error}, but {broker.status}") from None
 
 
 async def settled(ask: Callable[[], object], expected: object, patience: float = 60.0) -> None:
