@@ -171,6 +171,18 @@ def kafka_own(kafkas: Kafkas) -> KafkaServer:
 
 
 @pytest.fixture
+def rabbit_fresh(rabbits: Rabbits, rabbit_name: str) -> Iterator[RabbitServer]:
+    """A RabbitMQ for this test alone: RabbitMQ 3.10 can be minutes in finding a stream again that
+    it was killed under, and the next test must not wait for that."""
+    server = rabbits.make(rabbit_name)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
 def nginx() -> Iterator[Callable[..., NginxServer]]:
     """Start nginx servers: nginx("location / { … }", http="upstream …"); gone after the test."""
     servers: list[NginxServer] = []

@@ -611,20 +611,20 @@ def check(sink: Sink, publishing: Numbers) -> None:
     assert not set(publishing.confirmed).difference(got, range(got[0]))
 
 
-async def test_a_broker_killed_under_load_is_no_gap(rabbit_own: RabbitServer) -> None:
+async def test_a_broker_killed_under_load_is_no_gap(rabbit_fresh: RabbitServer) -> None:
     key = unique("killed")
     kept = rule(f"/topic/{key}")
     async with (
-        retaining(rabbit_own.url, kept) as a,
-        retaining(rabbit_own.url, kept) as b,
+        retaining(rabbit_fresh.url, kept) as a,
+        retaining(rabbit_fresh.url, kept) as b,
         # A broker that has just started confirms messages that reach no queue yet.
-        numbers(rabbit_own.url, "amq.topic", key, mandatory=True) as publishing,
+        numbers(rabbit_fresh.url, "amq.topic", key, mandatory=True) as publishing,
     ):
         (reader, one), (_, two) = [await open_feed(each, f"/topic/{key}") for each in (a, b)]
         for _ in range(2):
             await publishing.more(300)
-            await asyncio.to_thread(rabbit_own.kill)
-            await asyncio.to_thread(rabbit_own.start)
+            await asyncio.to_thread(rabbit_fresh.kill)
+            await asyncio.to_thread(rabbit_fresh.start)
             await eventually(lambda: a.ready and b.ready, "reconnected", 60)
         await publishing.more(300)
         last = await publishing.stop()
@@ -634,10 +634,10 @@ async def test_a_broker_killed_under_load_is_no_gap(rabbit_own: RabbitServer) ->
         everything = await read(reader, FIRST)
         assert everything.gaps == []
         assert everything.bodies[-len(one.bodies) :] == one.bodies
-    async with retaining(rabbit_own.url, kept) as c:
+    async with retaining(rabbit_fresh.url, kept) as c:
         reader, _ = await open_feed(c, f"/topic/{key}")
         assert (await read(reader, FIRST)).bodies == everything.bodies
-    delete(rabbit_own, kept)
+    delete(rabbit_fresh, kept)
 
 
 # -- bounds -------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ async def running(**tables: Any) -> AsyncIterator[RunningGateway]:
         await asyncio.to_thread(made.__exit__, None, None, None)
 
 
-async def ready(running_gateway: RunningGateway, patience: float = 180.0) -> None:
+async def ready(running_gateway: RunningGateway, patience: float = 75.0) -> None:
     """Wait until the gateway's broker is connected again.
 
     After a kill the streams of RabbitMQ 3.10 have been seen to take more than a minute.
