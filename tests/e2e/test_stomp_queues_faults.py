@@ -32,11 +32,11 @@ def publish(behind: Behind, exchange: str, key: str, body: str) -> bool:
     return False
 
 
-def test_a_restart_under_durable_and_transient_subscriptions(rabbit_own: RabbitServer) -> None:
+def test_a_restart_under_durable_and_transient_subscriptions(rabbit_fresh: RabbitServer) -> None:
     name, key = unique("restart"), unique("k")
     options = {"x_queue_name": name, "durable": "true", "auto_delete": "false"}
     with (
-        gateway(rabbit_own) as behind,
+        gateway(rabbit_fresh) as behind,
         connected(behind, "tcp-1.2") as (client, listener),
         connected(behind, "ws-1.2") as (other, told),
     ):
@@ -49,9 +49,9 @@ def test_a_restart_under_durable_and_transient_subscriptions(rabbit_own: RabbitS
         assert bodies(told, 2) == ["acked", "unacked"]
         client.ack(first[0]["ack"], receipt="a")
         listener.next("RECEIPT")
-        wait_until(lambda: rabbit_own.list_queues()[name].messages == 1, what="the ack arrived")
+        wait_until(lambda: rabbit_fresh.list_queues()[name].messages == 1, what="the ack arrived")
 
-        rabbit_own.restart()
+        rabbit_fresh.restart()
 
         wait_until(lambda: publish(behind, "amq.topic", key, "after"), what="RabbitMQ is back")
         headers, body = listener.next("MESSAGE")
@@ -73,17 +73,17 @@ def test_a_restart_under_durable_and_transient_subscriptions(rabbit_own: RabbitS
         client.unsubscribe("durable", headers={"durable": "true"})
 
 
-def test_an_answer_after_a_restart(rabbit_own: RabbitServer) -> None:
+def test_an_answer_after_a_restart(rabbit_fresh: RabbitServer) -> None:
     """The reply queue comes back by its name: what was asked before is still answered."""
     name = unique("rpc")
     with (
-        gateway(rabbit_own) as behind,
+        gateway(rabbit_fresh) as behind,
         connected(behind, "tcp-1.2") as (client, listener),
     ):
         question = {"reply-to": "/temp-queue/a", "persistent": "true", "receipt": "1"}
         client.send(f"/queue/{name}", "question", headers=question)
         listener.next("RECEIPT")
-        rabbit_own.restart()
+        rabbit_fresh.restart()
         headers, _ = listener.next("MESSAGE")
         assert "queue was lost" in headers["gap"]
         assert headers["subscription"] == "/temp-queue/a"
