@@ -65,7 +65,7 @@ async def test_pausing_in_the_middle_of_a_flood_keeps_order_and_returns_nothing(
     broker: RabbitBroker, queue: str, raw: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However slow this machine is now, a pause of one turn of the loop is a brief one.
-    monkeypatch.setattr("queuecast.brokers.rabbitmq.consumers._BRIEF", 60.0)
+    monkeypatch.setattr("queuecast.brokers.rabbitmq.consumer._BRIEF", 60.0)
     raw.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
     sink = ListDeliveries()
     consumer = await broker.consume(D(f"/queue/{queue}"), sink, prefetch=100)

@@ -8,7 +8,7 @@ import pytest
 
 from queuecast.brokers.base import BindingSpec, ConsumeSpec, Owner, QueueSpec
 from queuecast.brokers.rabbitmq import RabbitBroker
-from queuecast.brokers.rabbitmq.consumers import LOST, PLACELESS
+from queuecast.brokers.rabbitmq.consumer import LOST, PLACELESS
 from queuecast.destination import Destination
 from queuecast.errors import Conflict, Locked
 from queuecast.message import Properties

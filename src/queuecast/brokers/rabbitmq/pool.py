@@ -17,7 +17,7 @@ from .connection import PROBES, Link
 from .supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from .consumers import QueueConsumer
+    from .consumer import QueueConsumer
 
 log = logging.getLogger(__name__)
 
