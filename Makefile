@@ -10,6 +10,9 @@ EXTRAS := dev,rabbitmq,kafka
 SOURCES := $(wildcard src tests benchmarks examples)
 # Arguments for pytest and the benchmark: make test ARGS="-k resume -x"
 ARGS ?=
+# Test files run side by side: much of a test with real servers is waiting.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check chaos bench lint format lock clean
@@ -25,17 +28,17 @@ help: ## show this list
 	@echo "make lock     write constraints.txt anew from the newest allowed versions"
 	@echo "make clean    remove the environment, caches and build results"
 	@echo
-	@echo "PYTHON=python3.12 chooses the interpreter; ARGS='-k resume' is passed on to pytest."
+	@echo "PYTHON=python3.12 chooses the interpreter; ARGS='-k resume' is passed on to pytest; JOBS=0 runs one test at a time."
 
 demo: $(VENV)/.runtime
 	$(BIN)/queuecast demo $(ARGS)
 
 test: lint
 	scripts/test-servers.sh
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: lint
-	$(BIN)/python -m pytest -q tests/unit tests/server $(ARGS)
+	$(PYTEST) -q tests/unit tests/server $(ARGS)
 
 # make chaos ARGS="--duration 600 --broker rabbitmq-4.0 --clients 300 --seed 7"
 chaos: $(VENV)/.dev

@@ -32,7 +32,11 @@ def require(name: str, ok: bool, reason: str) -> None:
 
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nobody listens on and no outgoing connection takes."""
-    for port in random.sample(_PORTS, 200):
+    # Runs side by side keep to ports of their own: a server that a test has stopped finds its port
+    # free when it comes back.
+    runs = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    this = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in random.sample(_PORTS[this::runs], 200):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
