@@ -23,6 +23,7 @@ import pika
 import pika.exceptions
 import pytest
 
+from tests.support.erlang import evaluate, find_erl_call
 from tests.support.processes import Directory, Process, free_port, require, wait_until
 from tests.support.rabbit_installation import RabbitInstallation
 
@@ -40,6 +41,14 @@ DEPRECATED = (
     "ram_node_type",
     "transient_nonexcl_queues",
 )
+
+
+# What `rabbitmqctl list_queues name messages consumers` asks the node, as JSON.
+_QUEUES = """rabbit_json:encode([
+    maps:from_list([
+        {Item, case Value of {resource, _, queue, Name} -> Name; _ -> Value end}
+        || {Item, Value} <- Row])
+    || Row <- rabbit_amqqueue:info_all(<<"/">>, [name, messages, consumers])])"""
 
 
 def unique(prefix: str) -> str:
@@ -112,11 +121,14 @@ class RabbitMQ:
 
     def list_queues(self) -> dict[str, QueueInfo]:
         """Return the virtual host's queues by name, as the broker counts them now."""
-        rows = self._list("list_queues", "name", "messages", "consumers")
+        rows = self._queue_rows()
         return {
             row["name"]: QueueInfo(row["name"], int(row["messages"]), int(row["consumers"]))
             for row in rows
         }
+
+    def _queue_rows(self) -> list[dict[str, Any]]:
+        return self._list("list_queues", "name", "messages", "consumers")
 
     def queue(self, name: str) -> QueueInfo | None:
         """Return one queue, or None; asked with a passive declare, so it works on every broker.
@@ -230,6 +242,15 @@ class RabbitServer(RabbitMQ):
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": quiet,
             "RABBITMQ_CTL_ERL_ARGS": quiet,
         }
+
+    def _queue_rows(self) -> list[dict[str, Any]]:
+        erl_call = find_erl_call()
+        if erl_call is None:
+            return super()._queue_rows()
+        cookie = (self.directory / "home" / ".erlang.cookie").read_text()
+        environment = self._environment()
+        rows: list[dict[str, Any]] = evaluate(erl_call, self.name, cookie, _QUEUES, env=environment)
+        return rows
 
     @property
     def running(self) -> bool:
