@@ -275,6 +275,14 @@ class StreamPass:
             link = await self._wait()
         except Unavailable as error:
             raise _NoLink(error.text) from None
+        try:
+            async with asyncio.timeout(_SILENCE):
+                await self._consume(link, spec)
+        except TimeoutError:
+            raise Unavailable(f"RabbitMQ does not open {self._stream}") from None
+        self.attached += 1
+
+    async def _consume(self, link: Link, spec: Offset) -> None:
         channel = await link.channel()
         try:
             await channel.qos(PREFETCH)
@@ -295,7 +303,6 @@ class StreamPass:
             self._channel = None
             channel.abandon()
             raise
-        self.attached += 1
 
     async def _first(self, at: int) -> None:
         """Look at the first message that came: what is missing before it was deleted."""
