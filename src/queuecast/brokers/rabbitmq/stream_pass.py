@@ -262,7 +262,11 @@ class StreamPass:
     # -- runs -----------------------------------------------------------------------------
 
     async def _attach(self, spec: Offset) -> None:
-        """Have the consumer begin there; never two of them at a time."""
+        """Have the consumer begin there; never two of them at a time.
+
+        Who takes part in the run waits again: from there on it would miss what lies between.
+        """
+        self._suspend()
         old, self._channel = self._channel, None
         self._arrived.clear()
         self._position = None
