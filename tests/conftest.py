@@ -172,8 +172,7 @@ def kafka_own(kafkas: Kafkas) -> KafkaServer:
 
 @pytest.fixture
 def rabbit_fresh(rabbits: Rabbits, rabbit_name: str) -> Iterator[RabbitServer]:
-    """A RabbitMQ for this test alone: RabbitMQ 3.10 can be minutes in finding a stream again that
-    it was killed under, and the next test must not wait for that."""
+    """A RabbitMQ for this test alone, of which a kill may leave nothing that others can use."""
     server = rabbits.make(rabbit_name)
     server.start()
     try:

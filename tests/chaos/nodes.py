@@ -195,4 +195,6 @@ async def house(server: RabbitServer | None) -> AsyncIterator[House]:
         web = await stack.enter_async_context(Balancer(gateways))
         made = House(gateways, web, server, link)
         await made.ready()
+        if server is not None:
+            await asyncio.to_thread(server.flush)
         yield made

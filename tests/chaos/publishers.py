@@ -11,7 +11,7 @@ import aiohttp
 import pika
 import pika.exceptions
 
-from tests.chaos.sources import WORK, Source
+from tests.chaos.sources import LIVE, WORK, Source
 
 # Seconds that an answer may take before its outcome counts as unknown.
 ANSWER = 8.0
@@ -61,7 +61,11 @@ class HttpPublisher:
 
 
 class AmqpPublisher:
-    """Publishes at RabbitMQ itself with confirms, as a back end does; in a thread of its own."""
+    """Publishes at RabbitMQ itself with confirms, as a back end does; in a thread of its own.
+
+    What has to be kept is published as mandatory, because RabbitMQ confirms what reaches no queue,
+    and just after a start not all bindings and streams are there yet.
+    """
 
     def __init__(self, source: Source, url: str, interval: float) -> None:
         self.source = source
@@ -111,7 +115,13 @@ class AmqpPublisher:
         exchange, key = ("", source.queue) if source.kind == WORK else ("amq.topic", source.key)
         source.copies[number] += 1
         persistent = pika.BasicProperties(delivery_mode=2)
-        channel.basic_publish(exchange, key, source.body(number).encode(), persistent)
+        body, mandatory = source.body(number).encode(), source.kind != LIVE
+        try:
+            channel.basic_publish(exchange, key, body, persistent, mandatory)
+        except pika.exceptions.UnroutableError:
+            source.copies[number] -= 1  # It came back: it is in no queue.
+            source.refused += 1
+            return True
         source.confirmed = number
         if source.copies[number] < 2:
             del source.copies[number]

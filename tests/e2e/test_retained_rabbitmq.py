@@ -280,10 +280,6 @@ async def test_a_browser_goes_from_node_to_node_exactly_once(
             b.kill()
 
 
-@pytest.mark.xfail(
-    reason="a known fault: now and then a gateway is not ready again within minutes after a kill",
-    strict=False,
-)
 async def test_clients_of_two_nodes_while_the_broker_is_killed(rabbit_fresh: RabbitServer) -> None:
     key = unique("killed")
     topic = f"/topic/{key}.a"
@@ -294,6 +290,7 @@ async def test_clients_of_two_nodes_while_the_broker_is_killed(rabbit_fresh: Rab
     ):
         async with sse(f"{a.url}/sse{topic}?since=first") as stream:
             await publishing.more(200)
+            await asyncio.to_thread(rabbit_fresh.flush)
             await asyncio.to_thread(rabbit_fresh.kill)
             await eventually(lambda: not a.gateway.broker.ready, "noticed")
             await asyncio.to_thread(rabbit_fresh.start)

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pika
 import pytest
 
 from queuecast.brokers.base import ExchangeSpec, HistoryReader
-from queuecast.brokers.rabbitmq import RabbitBroker, stream_mark
-from queuecast.brokers.rabbitmq.streams import Identity, stream_arguments, stream_name
+from queuecast.brokers.rabbitmq import RabbitBroker, stream_mark, stream_reader
+from queuecast.brokers.rabbitmq.streams import (
+    Identity,
+    declare_stream,
+    stream_arguments,
+    stream_name,
+)
 from queuecast.destination import Destination
-from queuecast.errors import ConfigError, Conflict, NotFound, Refused
+from queuecast.errors import ConfigError, Conflict, NotFound, Refused, Unavailable
 from queuecast.message import Message
 from queuecast.position import Mark, Start
 from queuecast.retention import RetainRule
 from tests.support.rabbit import proxied, through
 from tests.support.servers import RabbitMQ, RabbitServer, unique
-from tests.support.sinks import eventually
+from tests.support.sinks import ListFeed, eventually
 from tests.support.streams import Numbers, numbers, settled
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(500)]
@@ -611,6 +618,14 @@ def check(sink: Sink, publishing: Numbers) -> None:
     assert not set(publishing.confirmed).difference(got, range(got[0]))
 
 
+async def back(broker: RabbitBroker, patience: float = 120.0) -> None:
+    """Wait until a broker is ready again; fails with its status."""
+    try:
+        await eventually(lambda: broker.ready, "ready again", patience)
+    except AssertionError as error:
+        raise AssertionError(f"{error}, but {broker.status}") from None
+
+
 async def test_a_broker_killed_under_load_is_no_gap(rabbit_fresh: RabbitServer) -> None:
     key = unique("killed")
     kept = rule(f"/topic/{key}")
@@ -621,11 +636,13 @@ async def test_a_broker_killed_under_load_is_no_gap(rabbit_fresh: RabbitServer) 
         numbers(rabbit_fresh.url, "amq.topic", key, mandatory=True) as publishing,
     ):
         (reader, one), (_, two) = [await open_feed(each, f"/topic/{key}") for each in (a, b)]
+        await asyncio.to_thread(rabbit_fresh.flush)
         for _ in range(2):
             await publishing.more(300)
             await asyncio.to_thread(rabbit_fresh.kill)
             await asyncio.to_thread(rabbit_fresh.start)
-            await eventually(lambda: a.ready and b.ready, "reconnected", 60)
+            await back(a)
+            await back(b)
         await publishing.more(300)
         last = await publishing.stop()
         for sink in (one, two):
@@ -638,6 +655,76 @@ async def test_a_broker_killed_under_load_is_no_gap(rabbit_fresh: RabbitServer) 
         reader, _ = await open_feed(c, f"/topic/{key}")
         assert (await read(reader, FIRST)).bodies == everything.bodies
     delete(rabbit_fresh, kept)
+
+
+async def test_a_stream_that_rabbitmq_lost_is_named_and_the_rest_works(
+    rabbit_fresh: RabbitServer,
+) -> None:
+    key = unique("lost")
+    kept = rule(f"/topic/{key}")
+    name = stream_name(kept)
+    async with retaining(rabbit_fresh.url, kept) as broker:
+        _, sink = await open_feed(broker, f"/topic/{key}")
+        publish(rabbit_fresh, key, [b"1"])
+        await sink.until(b"1")
+        await asyncio.to_thread(rabbit_fresh.flush)
+        await asyncio.to_thread(rabbit_fresh.kill)
+        rabbit_fresh.forget_streams()
+        await asyncio.to_thread(rabbit_fresh.start)
+        await eventually(
+            lambda: f"knows the stream {name!r} and cannot reach it" in broker.status, "status", 60
+        )
+        assert not broker.ready
+        other = ListFeed()
+        await broker.open_feed(D(f"/topic/other-{key}"), other)
+        await broker.publish(D(f"/topic/other-{key}"), b"works")
+        await other.until(1)
+        with pytest.raises(Unavailable, match="cannot reach it"):
+            await broker.publish(D(f"/topic/{key}"), b"2")
+        # What docs/rabbitmq.md says to do about it.
+        await asyncio.to_thread(rabbit_fresh.ctl, "eval", removal(name))
+        await back(broker)
+        await broker.publish(D(f"/topic/{key}"), b"3")
+        await sink.until(b"3")
+        assert sink.start is not None
+        assert len(sink.gaps) == 1
+        assert sink.gaps[0][1].epoch != sink.start.epoch
+        assert sink.bodies == [b"1", b"3"]
+
+
+def removal(stream: str) -> str:
+    """Return the expression in docs/rabbitmq.md, for this stream."""
+    text = (Path(__file__).parents[2] / "docs" / "rabbitmq.md").read_text()
+    (command,) = re.findall(r"rabbitmqctl eval '\n(.*?)'\n", text, re.DOTALL)
+    expression: str = command.replace("NAME", stream)
+    assert expression != command
+    return expression
+
+
+async def test_a_silent_broker_is_asked_again(
+    rabbit: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = unique("silent")
+    kept = rule(f"/topic/{key}")
+    asked = 0
+
+    async def declare(*args: Any) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            await asyncio.Event().wait()
+        await declare_stream(*args)
+
+    async with proxied(rabbit) as proxy, retaining(through(proxy, rabbit.url), kept) as broker:
+        monkeypatch.setattr(stream_reader, "declare_stream", declare)
+        monkeypatch.setattr(stream_reader, "ANSWERS", 2.0)
+        asked = 1
+        proxy.cut()
+        await eventually(lambda: "does not answer" in broker.status, "status", 60)
+        monkeypatch.setattr(stream_reader, "ANSWERS", 60.0)
+        await back(broker)
+        assert asked > 2
+    delete(rabbit, kept)
 
 
 # -- bounds -------------------------------------------------------------------------------
@@ -723,9 +810,12 @@ async def test_a_thousand_pages_at_a_thousand_positions_are_two_consumers(
         done = asyncio.Event()
 
         async def watch() -> None:
+            # Now and then only: rabbitmqctl takes as much of the processor as all the readers.
             nonlocal most
             while not done.is_set():
                 most = max(most, await asyncio.to_thread(consumers, rabbit, kept))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(done.wait(), 2.0)
 
         async def resume(page: int) -> None:
             on = await read(
@@ -744,7 +834,7 @@ async def test_a_thousand_pages_at_a_thousand_positions_are_two_consumers(
         reader = broker._retained._readers[stream_name(kept)]
         assert reader.past.history.attached < 200
         # Nobody is behind any more: the second goes away.
-        await settled(lambda: consumers(rabbit, kept), 1)
+        await settled(lambda: consumers(rabbit, kept), 1, 120.0)
     delete(rabbit, kept)
 
 

@@ -96,8 +96,7 @@ def test_a_killed_rabbit_keeps_durable_queues(rabbit_fresh: RabbitServer) -> Non
     channel.basic_publish(
         "", durable, b"kept", pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
     )
-    # The broker answers a declaration before its own log has it on disk.
-    rabbit_fresh.ctl("eval", "mnesia:sync_log().")
+    rabbit_fresh.flush()
     rabbit_fresh.kill()
     with pytest.raises(pika.exceptions.AMQPConnectionError):
         connection.process_data_events(time_limit=10)

@@ -303,6 +303,21 @@ class RabbitServer(RabbitMQ):
             self._process.terminate(timeout=_START)
             self._process = None
 
+    def flush(self) -> None:
+        """Have on disk whatever was declared until now.
+
+        RabbitMQ answers a declaration seconds before that. Killed meanwhile it may forget a queue
+        or a binding. Worse is a node's first stream: the name of the streams' coordinator is
+        written half a second later (Ra's names.dets), and without it no stream that was declared
+        ever comes back.
+        """
+        self.ctl("eval", "mnesia:sync_log(), [ok = dets:sync(Table) || Table <- dets:all()].")
+
+    def forget_streams(self) -> None:
+        """Have a killed node be as if it had been killed just after its first stream's creation."""
+        for names in (self.directory / "data").rglob("coordination/*/names.dets"):
+            names.unlink()
+
     def kill(self) -> None:
         """Kill the node at once, as a power cut would."""
         if self._process is not None:

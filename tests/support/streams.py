@@ -37,10 +37,7 @@ async def running(**tables: Any) -> AsyncIterator[RunningGateway]:
 
 
 async def ready(running_gateway: RunningGateway, patience: float = 75.0) -> None:
-    """Wait until the gateway's broker is connected again.
-
-    After a kill the streams of RabbitMQ 3.10 have been seen to take more than a minute.
-    """
+    """Wait until the gateway's broker is connected again and its streams are read."""
     broker = running_gateway.gateway.broker
     try:
         await eventually(lambda: broker.ready, "ready", patience)

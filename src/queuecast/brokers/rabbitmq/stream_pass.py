@@ -262,7 +262,11 @@ class StreamPass:
     # -- runs -----------------------------------------------------------------------------
 
     async def _attach(self, spec: Offset) -> None:
-        """Have the consumer begin there; never two of them at a time."""
+        """Have the consumer begin there; never two of them at a time.
+
+        Who takes part in the run waits again: from there on it would miss what lies between.
+        """
+        self._suspend()
         old, self._channel = self._channel, None
         self._arrived.clear()
         self._position = None
@@ -275,6 +279,14 @@ class StreamPass:
             link = await self._wait()
         except Unavailable as error:
             raise _NoLink(error.text) from None
+        try:
+            async with asyncio.timeout(_SILENCE):
+                await self._consume(link, spec)
+        except TimeoutError:
+            raise Unavailable(f"RabbitMQ does not open {self._stream}") from None
+        self.attached += 1
+
+    async def _consume(self, link: Link, spec: Offset) -> None:
         channel = await link.channel()
         try:
             await channel.qos(PREFETCH)
@@ -295,7 +307,6 @@ class StreamPass:
             self._channel = None
             channel.abandon()
             raise
-        self.attached += 1
 
     async def _first(self, at: int) -> None:
         """Look at the first message that came: what is missing before it was deleted."""

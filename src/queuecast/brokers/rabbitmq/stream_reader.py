@@ -51,6 +51,9 @@ PREFETCH = 2000  # messages; what the broker may send ahead of our acks
 WINDOW = 8 << 20
 _FIRST_RETRY, _LAST_RETRY = 0.25, 15.0  # seconds between attempts
 _CATCH_UP = 1.0  # seconds between marks, at least
+# Seconds in which RabbitMQ has to answer all that a stream needs before it is read. A channel whose
+# process waits inside RabbitMQ for the stream's coordinator is silent while the connection lives.
+ANSWERS = 60.0
 
 RENEWED = "the stream of the retained destination was deleted and made anew"
 EVICTED = "the retained messages were deleted before this gateway had read them"
@@ -142,12 +145,15 @@ class StreamReader:
                 if link is not self._link or self._channel is None or not self._channel.is_open:
                     await self._attach(link)
                 elif self._check:
-                    await self._look(link)
+                    async with asyncio.timeout(ANSWERS):
+                        await self._look(link)
                 self._check = False
                 failures = 0
                 continue
             except (QueuecastError, pika.exceptions.AMQPError) as error:
                 problem: Exception = error
+            except TimeoutError:
+                problem = Unavailable(f"RabbitMQ does not answer about the stream {self.name!r}")
             except Exception as error:
                 log.exception("the reader of %s failed", self.name)
                 problem = error
@@ -183,6 +189,18 @@ class StreamReader:
         """Have a live consumer on this link that goes on where we were."""
         self._link = link
         self._lose_channel("attaching")
+        async with asyncio.timeout(ANSWERS):
+            opening = await self._open_stream(link)
+        self._held = False
+        self._flush()
+        await self._mark_end(self._channel, needed=opening == "fresh")
+        self._live.set()
+        self.problem = ""
+        self._settle(None)
+        self.past.backfill()
+
+    async def _open_stream(self, link: Link) -> str:
+        """Have the stream and a consumer whose messages are held back; return `opening`."""
         await self._prepare(link)
         if self._broken:
             log.error("the stream %s lost what it had confirmed, or was replaced", self.name)
@@ -201,13 +219,7 @@ class StreamReader:
         await self._consume(link, spec)
         if await self._identity.current(link) != epoch:
             raise Unavailable("the stream was deleted while it was opened")
-        self._held = False
-        self._flush()
-        await self._mark_end(self._channel, needed=opening == "fresh")
-        self._live.set()
-        self.problem = ""
-        self._settle(None)
-        self.past.backfill()
+        return opening
 
     async def _prepare(self, link: Link) -> None:
         """Have the stream, bound; a feed that was open waits for a missing exchange."""

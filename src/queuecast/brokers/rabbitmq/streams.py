@@ -50,6 +50,7 @@ _SETTINGS = {
 _ARGUMENT = re.compile(r"inequivalent arg '([^']+)'")
 _CURRENT = re.compile(r"current is (?:the value )?'([^']*)'")
 _EPOCH_PREFIX = "queuecast.e."
+_DOWN = "is down or inaccessible"
 
 
 def check_rule(rule: RetainRule) -> None:
@@ -111,8 +112,7 @@ async def declare_stream(link: Link, rule: RetainRule) -> None:
     except pika.exceptions.ChannelClosedByBroker as error:
         if error.reply_code == PRECONDITION_FAILED:
             raise _conflict(rule, name, arguments, plain(error.reply_text)) from None
-        # Its node is still starting: RabbitMQ says "not found".
-        raise _away(error) from None
+        raise _away(name, error) from None
     except pika.exceptions.AMQPError as error:
         raise of_channel(error) from None
 
@@ -150,16 +150,29 @@ async def bind_stream(link: Link, rule: RetainRule) -> bool:
     except pika.exceptions.ChannelClosedByBroker as error:
         if error.reply_code == NOT_FOUND and "no exchange" in error.reply_text:
             return False
-        raise _away(error) from None
+        raise _away(stream_name(rule), error) from None
     except pika.exceptions.AMQPError as error:
         raise of_channel(error) from None
     return True
 
 
-def _away(error: pika.exceptions.ChannelClosedByBroker) -> QueuecastError:
-    """Return what a refusal means when the stream is there, but perhaps not up yet."""
+def _away(name: str, error: pika.exceptions.ChannelClosedByBroker) -> QueuecastError:
+    """Return what a refusal means when the stream is there, but not up.
+
+    RabbitMQ says "not found" while the stream's node starts, and for ever of a stream that it was
+    killed under within a second of its creation: it then knows the queue's name, but no place.
+    """
     failure = of_channel(error)
-    return Unavailable(failure.text) if error.reply_code == NOT_FOUND else failure
+    if error.reply_code != NOT_FOUND:
+        return failure
+    if _DOWN not in failure.text:
+        return Unavailable(failure.text)
+    return Unavailable(
+        f"RabbitMQ knows the stream {name!r} and cannot reach it: its node is starting, down, or "
+        "has lost it",
+        "Queuecast goes on when it is back; if the node is up for minutes, see 'A stream that "
+        "does not come back' in docs/rabbitmq.md",
+    )
 
 
 class Identity:
@@ -184,7 +197,7 @@ class Identity:
             except pika.exceptions.ChannelClosedByBroker as error:
                 if error.reply_code == NOT_FOUND and "no exchange" in error.reply_text:
                     continue
-                raise _away(error) from None
+                raise _away(self._stream, error) from None
             except pika.exceptions.AMQPError as error:
                 raise of_channel(error) from None
             # Until it is bound the exchange may outlive a stream, so look once more.

@@ -123,9 +123,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("seed", range(10))
-async def test_everybody_gets_what_follows_their_place_once(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(12))
+async def test_everybody_gets_what_follows_their_place_once(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(seed)
+    # Runs that are cut short, and jumps, as in a stream that is much longer.
+    monkeypatch.setattr(stream_pass, "_QUANTUM", rng.choice([100, 500, 5_000]))
+    monkeypatch.setattr(stream_pass, "_NEAR", rng.choice([10, 500]))
     keys = {
         offset: rng.choice(["a", "b", "c.d", "c.e"])
         for offset in range(3_000)
