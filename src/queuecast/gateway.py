@@ -247,6 +247,7 @@ class Gateway:
                 virtual_host,
                 cafile=config.broker.cafile,
                 deliveries=self._deliveries,
+                rules=config.retain_rules(),
             )
             made.know(config.exchange_specs(), config.queue_specs())
             return made

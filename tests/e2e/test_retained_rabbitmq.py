@@ -46,8 +46,13 @@ def key(rabbit: RabbitMQ) -> Iterator[str]:
 def forget(rabbit: RabbitMQ, destination: str) -> None:
     """Delete a rule's stream."""
     connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
-    connection.channel().queue_delete(stream_name(RetainRule(Destination.parse(destination), 1)))
+    connection.channel().queue_delete(stream_of(destination))
     connection.close()
+
+
+def stream_of(destination: str) -> str:
+    """Return the name of a rule's stream."""
+    return stream_name(RetainRule(Destination.parse(destination), 1))
 
 
 def publish(rabbit: RabbitMQ, key: str, *bodies: str, exchange: str = "amq.topic") -> None:
@@ -167,6 +172,25 @@ async def test_what_is_published_after_the_answer_is_seen(rabbit: RabbitMQ, key:
                 )
                 assert answer.status == 200, answer.text
                 assert await bodies(stream, str(number)) == [str(number)]
+
+
+async def test_a_publish_that_does_not_reach_the_stream_is_refused_for_now(
+    rabbit: RabbitMQ, key: str
+) -> None:
+    async with running(**tables(rabbit, key)) as gw:
+        url = f"{gw.url}/publish/topic/{key}.a"
+        connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
+        connection.channel().queue_unbind(stream_of(f"/topic/{key}.#"), "amq.topic", f"{key}.#")
+        connection.close()
+        answer = await request("POST", url, data="1")
+        assert (answer.status, answer.json["code"]) == (503, "unavailable")
+        assert answer.json["retry"]
+        assert f"retains /topic/{key}.a takes no messages" in answer.json["text"]
+        async with asyncio.timeout(60):
+            while (await request("POST", url, data="2")).status != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        async with sse(f"{gw.url}/sse/topic/{key}.a?since=first") as stream:
+            assert await bodies(stream, "2") == ["2"]
 
 
 async def test_a_replaced_stream_is_a_gap_for_a_browser_that_resumes(

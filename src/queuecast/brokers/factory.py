@@ -113,10 +113,12 @@ def login_broker(
     *,
     cafile: str = "",
     deliveries: DeliveryBudget | None = None,
+    rules: Sequence[RetainRule] = (),
 ) -> RabbitBroker:
     """Return the broker of an amqp:// or amqps:// URL as another user sees it, not yet started.
 
-    virtual_host: None for the URL's own. Raises ConfigError.
+    virtual_host: None for the URL's own. rules: for what is retained in the URL's own virtual
+    host. Raises ConfigError.
     """
     from .rabbitmq.broker import RabbitBroker
 
@@ -125,7 +127,10 @@ def login_broker(
     login = f"{quote(user, safe='')}:{quote(password, safe='')}"
     path = parts.path if virtual_host is None else "/" + quote(virtual_host, safe="")
     made = urlunsplit(parts._replace(netloc=f"{login}@{place}", path=path))
-    return RabbitBroker(made, cafile=cafile or None, deliveries=deliveries)
+    own = virtual_host in (None, default_virtual_host(url))
+    return RabbitBroker(
+        made, cafile=cafile or None, deliveries=deliveries, covered=rules if own else ()
+    )
 
 
 def default_virtual_host(url: str) -> str:

@@ -21,7 +21,7 @@ from ...delivery import DeliveryBudget
 from ...destination import Destination
 from ...errors import QueuecastError, Unavailable, Unroutable
 from ...message import NO_PROPERTIES, Properties
-from ...retention import RetainRule
+from ...retention import RetainRule, rule_for
 from ..base import (
     DEFAULT_PREFETCH,
     PLAIN,
@@ -61,7 +61,8 @@ class RabbitBroker:
     our connection. rebind: seconds between looks at exchanges and bindings. grace: seconds that
     `close` waits for confirms. reconnect: seconds between attempts to connect, at most.
     deliveries: what consumers may hold, shared with the node's others. retain: rules for
-    destinations whose messages are kept in streams.
+    destinations whose messages are kept in streams. covered: such rules of another login, which
+    has the streams; what is published here has to reach them too.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class RabbitBroker:
         max_unconfirmed_bytes: int = MAX_UNCONFIRMED_BYTES,
         deliveries: DeliveryBudget | None = None,
         retain: Sequence[RetainRule] = (),
+        covered: Sequence[RetainRule] = (),
     ) -> None:
         """Raises ConfigError for the URL, and for a rule that a stream cannot keep to."""
         address = Address.parse(url, cafile=cafile)
@@ -119,6 +121,7 @@ class RabbitBroker:
             patience=patience,
             rebind=rebind,
         )
+        self._covered = tuple(covered)
         self._supervisors = [self._consuming, self._publishing]
         if retain:
             self._supervisors.append(self._streaming)
@@ -263,12 +266,13 @@ class RabbitBroker:
         stream.
         """
         retained = await self._retained.publishable(destination)
-        if not retained or mandatory is not None:
+        if not retained and rule_for(self._covered, destination) is None:
             await self._publisher.publish(destination, body, properties, mandatory)
             return
         try:
             await self._publisher.publish(destination, body, properties, True)
         except Unroutable:
+            self._retained.look(destination)
             raise Unavailable(
                 f"the stream that retains {destination} takes no messages at the moment"
             ) from None

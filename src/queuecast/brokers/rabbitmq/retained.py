@@ -138,6 +138,13 @@ class Retained:
         await self._reader(rule).ready(self.patience)
         return True
 
+    def look(self, destination: Destination) -> None:
+        """Look after the stream of a destination, if a rule holds: something did not reach it."""
+        rule = rule_for(self._rules, destination)
+        reader = self._readers.get(stream_name(rule)) if rule is not None else None
+        if reader is not None:
+            reader.look()
+
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self._rebind)
