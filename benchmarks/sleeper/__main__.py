@@ -53,7 +53,8 @@ def table(figures: Figures) -> str:
     lines += [
         "",
         f"The sleepers cost {figures.cost / 2**20:.1f} MB at most, of "
-        f"{figures.allowed / 2**20:.0f} MB that the settings allow; they slept through {figures.backlog / 2**20:.0f} MB each.",
+        f"{figures.allowed / 2**20:.0f} MB that the settings allow; "
+        f"they slept through {figures.backlog / 2**20:.0f} MB each.",
         "",
         "| slept on | behind when woken | had all after | gaps | messages that they told of |",
         "|---|---|---|---|---|",
