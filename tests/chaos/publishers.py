@@ -11,8 +11,11 @@ import aiohttp
 import pika
 import pika.exceptions
 
-from tests.chaos.kafka import ANSWER, KafkaPublisher
+from tests.chaos.kafka import KafkaPublisher
 from tests.chaos.sources import WORK, Source
+
+# Seconds that an answer may take before its outcome counts as unknown.
+ANSWER = 8.0
 
 
 class HttpPublisher:

@@ -7,12 +7,16 @@ nothing retains can come twice. `make chaos ARGS="--broker rabbitmq-3.10"` shows
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.chaos.nodes import embedded_keeps
 from tests.chaos.run import chaos
 from tests.chaos.verdict import Verdict
 from tests.conftest import RABBITS, Rabbits
+from tests.support.kafka import Kafka, KafkaServer
+from tests.support.processes import free_port
 
 # Any seed must do; these are fixed so that a failure is not a matter of the day.
 SEED = 20_240
@@ -43,6 +47,21 @@ async def test_nothing_is_lost_on_rabbitmq(rabbits: Rabbits) -> None:
     finally:
         server.close()
     check(verdict, "kill node", "kill broker", "cut clients", "cut broker", "stop reading")
+
+
+@pytest.mark.kafka
+async def test_nothing_is_lost_on_kafka() -> None:
+    if Kafka.external() is not None:
+        pytest.skip("Kafka: KAFKA_BOOTSTRAP names a Kafka that this test must not kill")
+    server = KafkaServer(advertised=free_port())
+    try:
+        await asyncio.to_thread(server.start)
+        verdict = await chaos(server, seed=SEED, duration=25, clients=CLIENTS, say=print)
+    finally:
+        server.close()
+    check(verdict, "kill node", "kill broker", "cut clients", "cut broker", "stop reading")
+    assert not verdict.counts["gaps"]
+    assert not verdict.counts["gaps of retained"]
 
 
 async def test_nothing_is_lost_on_the_embedded_broker() -> None:

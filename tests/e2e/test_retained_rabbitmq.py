@@ -285,7 +285,7 @@ async def test_npms_eventsource_goes_from_node_to_node_exactly_once(
 
         async def opened(count: int) -> None:
             def enough() -> bool:
-                return sum(each["type"] == "open" for each in told) >= count
+                return [each["type"] for each in told].count("open") >= count
 
             await eventually(enough, f"connection {count}", 60)
 
