@@ -41,6 +41,7 @@ check: lint
 	$(PYTEST) -q tests/unit tests/server $(ARGS)
 
 # make chaos ARGS="--duration 600 --broker rabbitmq-4.0 --clients 300 --seed 7"
+# make chaos ARGS="--broker kafka"
 chaos: $(VENV)/.dev
 	scripts/test-servers.sh
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -17,6 +17,8 @@ are noisy. Servers and receivers are processes of their own.
     webstomp      amqp_publisher              RabbitMQ's own plugin beside the gateway
     table         machine                     their output
     durable       on its own: what the embedded broker's data directory costs a publisher
+    sleeper/      on its own: what clients that sleep cost the gateway and the others
+    kafka_replay  on its own: a Kafka topic read from its first record by many at once
 
 A figure is shown only when every subscriber got every message in order; see receiver.py.
 """

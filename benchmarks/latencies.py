@@ -22,6 +22,11 @@ class Latencies:
         self._seconds.append(seconds)
         self._counts.append(messages)
 
+    def clear(self) -> None:
+        """Forget all of it."""
+        del self._seconds[:]
+        del self._counts[:]
+
     def summary(self) -> Answer:
         """Return p50, p99 and max in seconds; ValueError when there is nothing."""
         if not self._seconds:

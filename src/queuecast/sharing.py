@@ -328,13 +328,14 @@ class Relay:
         backlog: Sequence[Message] = (),
         *,
         history: bool = False,
+        complete: float = 0.0,
     ) -> None:
         """Begin, or go on with another login's reader."""
         if self._began:
             self._feed.gap("the feed is read with another login from here on", start)
         else:
             self._began = True
-            self._feed.begin(start, backlog, history=history)
+            self._feed.begin(start, backlog, history=history, complete=complete)
 
     def append(self, messages: Sequence[Message]) -> None:
         """Take the next messages."""

@@ -8,13 +8,17 @@ import random
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.clock import now, stamp
-from tests.chaos.nodes import embedded_keeps
+from tests.chaos.nodes import Server, embedded_keeps
 from tests.chaos.run import chaos
+from tests.support.kafka import KafkaServer
+from tests.support.processes import free_port
 from tests.support.rabbit_installation import VERSIONS
 from tests.support.servers import RabbitServer
 
-BROKERS = ["embedded", *(f"rabbitmq-{version}" for version in VERSIONS)]
+BROKERS = ["embedded", *(f"rabbitmq-{version}" for version in VERSIONS), "kafka"]
 
 
 def say(text: str) -> None:
@@ -23,10 +27,17 @@ def say(text: str) -> None:
 
 
 def run(broker: str, asked: argparse.Namespace) -> bool:
-    server = None
+    server: Server | None = None
     say(f"--- {broker}")
-    if broker != "embedded":
+    if broker == "kafka":
+        try:
+            server = KafkaServer(advertised=free_port())
+        except pytest.skip.Exception as missing:
+            say(f"not run: {missing}")
+            return asked.broker is None  # who named it wanted it
+    elif broker != "embedded":
         server = RabbitServer(broker.removeprefix("rabbitmq-"))
+    if server is not None:
         server.start()
     began = now()
     try:

@@ -15,6 +15,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import queuecast
+from tests.chaos import kafka
+from tests.chaos.sources import Source, make_sources
+from tests.support.kafka import KafkaServer
 from tests.support.processes import Directory, Process, free_port, wait_until
 from tests.support.proxy import TcpProxy, _End
 from tests.support.rabbit import through
@@ -29,8 +32,9 @@ class Gateway:
     """A gateway in a process of its own, on a port that it keeps."""
 
     def __init__(
-        self, name: str, directory: Path, broker: str, data: str, environment: dict[str, str]
+        self, name: str, directory: Path, tables: str, environment: dict[str, str]
     ) -> None:
+        """tables: the configuration of its broker and of what is there."""
         self.name = name
         self.port = free_port()
         self.log = directory / f"{name}.log"
@@ -38,30 +42,16 @@ class Gateway:
         self._environment = environment
         self._process: Process | None = None
         self._starting = threading.Lock()
-        kept = f'data = "{data}"\n' if data else ""
-        quorum = "" if data else 'arguments = { x-queue-type = "quorum", x-delivery-limit = 10000 }'
         self._config.write_text(
             f"""
 [server]
 port = {self.port}
 node = "{name}"
 heartbeat = "2s"
-[broker]
-url = "{broker}"
-{kept}
 [log]
 messages = 500
 bytes = "1MB"
-[[retain]]
-destination = "/topic/kept.#"
-age = "2h"
-bytes = "2GB"
-[[queue]]
-name = "chaos-classic"
-[[queue]]
-name = "chaos-quorum"
-{quorum}
-"""
+{tables}"""
         )
 
     @property
@@ -132,14 +122,38 @@ def some(proxy: TcpProxy, share: float, chance: random.Random) -> list[_End]:
     return chosen
 
 
+def _tables(broker: str, data: str = "") -> str:
+    """Return a gateway's tables for RabbitMQ, or for the embedded broker with its directory."""
+    kept = f'data = "{data}"\n' if data else ""
+    quorum = "" if data else 'arguments = { x-queue-type = "quorum", x-delivery-limit = 10000 }'
+    return f"""
+[broker]
+url = "{broker}"
+{kept}
+[[retain]]
+destination = "/topic/kept.#"
+age = "2h"
+bytes = "2GB"
+[[queue]]
+name = "chaos-classic"
+[[queue]]
+name = "chaos-quorum"
+{quorum}
+"""
+
+
+# A broker that is a server of its own.
+Server = RabbitServer | KafkaServer
+
+
 class House:
-    """Everything that runs. apart: the RabbitMQ server, None where the broker is embedded."""
+    """Everything that runs. server: the broker's, None where the broker is embedded."""
 
     def __init__(
         self,
         gateways: list[Gateway],
         web: Balancer,
-        server: RabbitServer | None,
+        server: Server | None,
         link: TcpProxy | None,
     ) -> None:
         self.gateways = gateways
@@ -152,10 +166,26 @@ class House:
         return f"http://127.0.0.1:{self.web.port}"
 
     @property
-    def amqp(self) -> str:
+    def broker(self) -> str:
+        """Where publishers reach the broker itself: a URL, or Kafka's bootstrap server."""
         if self.server is None or self.link is None:
             return ""
+        if isinstance(self.server, KafkaServer):
+            return f"127.0.0.1:{self.link.port}"
         return through(self.link, self.server.url)
+
+    def sources(self) -> list[Source]:
+        """Return the sources of a run here."""
+        if isinstance(self.server, KafkaServer):
+            return kafka.make_sources()
+        return make_sources(amqp=self.server is not None)
+
+    def destinations(self, kind: str) -> tuple[list[str], list[str]]:
+        """Return what clients of a kind subscribe to, and what one does on one connection."""
+        if isinstance(self.server, KafkaServer):
+            return kafka.destinations(kind)
+        a, b, large = (source.destination for source in self.sources() if source.kind == kind)
+        return [a, b, a, b, large, f"/topic/{kind}.#"], [a, b]
 
     async def ready(self) -> None:
         """Return when every gateway has its broker."""
@@ -172,8 +202,8 @@ def embedded_keeps() -> bool:
 
 
 @contextlib.asynccontextmanager
-async def house(server: RabbitServer | None) -> AsyncIterator[House]:
-    """Run two gateways before a RabbitMQ server that runs, or one that has its own broker."""
+async def house(server: Server | None) -> AsyncIterator[House]:
+    """Run two gateways before a broker's server that runs, or one that has its own broker."""
     environment = {**os.environ, "PYTHONPATH": _SOURCES}
     async with contextlib.AsyncExitStack() as stack:
         directory = Directory("chaos")
@@ -181,13 +211,18 @@ async def house(server: RabbitServer | None) -> AsyncIterator[House]:
         link = None
         if server is None:
             data = str(directory.path / "data")
-            gateways = [Gateway("one", directory.path, "embedded:", data, environment)]
+            tables = _tables("embedded:", data)
+            gateways = [Gateway("one", directory.path, tables, environment)]
         else:
-            port = urlsplit(server.url).port or 5672
-            link = await stack.enter_async_context(TcpProxy("127.0.0.1", port))
-            broker = through(link, server.url)
+            link = TcpProxy("127.0.0.1", urlsplit(server.url).port or 5672)
+            if isinstance(server, KafkaServer):
+                link.port = server.advertised  # where Kafka tells its clients to go
+                tables = kafka.tables(f"kafka://127.0.0.1:{link.port}")
+            else:
+                tables = _tables(through(link, server.url))
+            await stack.enter_async_context(link)
             gateways = [
-                Gateway(name, directory.path, broker, "", environment) for name in ("one", "two")
+                Gateway(name, directory.path, tables, environment) for name in ("one", "two")
             ]
         for gateway in gateways:
             stack.callback(gateway.kill)

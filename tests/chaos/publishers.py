@@ -11,6 +11,7 @@ import aiohttp
 import pika
 import pika.exceptions
 
+from tests.chaos.kafka import KafkaPublisher
 from tests.chaos.sources import LIVE, WORK, Source
 
 # Seconds that an answer may take before its outcome counts as unknown.
@@ -136,9 +137,12 @@ def _close(connection: pika.BlockingConnection) -> None:
         return  # It was lost: there is nothing to close.
 
 
-def make_publisher(
-    source: Source, url: str, amqp: str, interval: float
-) -> HttpPublisher | AmqpPublisher:
+Publisher = HttpPublisher | AmqpPublisher | KafkaPublisher
+
+
+def make_publisher(source: Source, url: str, broker: str, interval: float) -> Publisher:
     if source.via == "amqp":
-        return AmqpPublisher(source, amqp, interval)
+        return AmqpPublisher(source, broker, interval)
+    if source.via == "kafka":
+        return KafkaPublisher(source, broker, interval)
     return HttpPublisher(source, url, interval)

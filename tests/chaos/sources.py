@@ -12,8 +12,10 @@ KEPT, LIVE, WORK = "kept", "live", "work"
 class Source:
     """One destination and what its publisher knows of it.
 
-    kind: KEPT (under a rule), LIVE (not) or WORK (a durable queue). via: "http" or "amqp".
-    pad: bytes that a body has besides its number. confirmed: the last number that was answered.
+    kind: KEPT (under a rule), LIVE (not) or WORK (a durable queue). via: "http", "amqp" or "kafka".
+    pad: bytes that a body has besides its number. address: its destination, where that is not told
+    by kind and name; wide: others that have its messages among those of more sources. confirmed:
+    the last number that was answered.
     copies: of each number whose outcome was unknown, how many there may be.
     """
 
@@ -24,6 +26,8 @@ class Source:
     confirmed: int = 0
     copies: Counter[int] = field(default_factory=Counter)
     refused: int = 0
+    address: str = ""
+    wide: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -35,7 +39,13 @@ class Source:
 
     @property
     def destination(self) -> str:
+        if self.address:
+            return self.address
         return f"/queue/{self.queue}" if self.kind == WORK else f"/topic/{self.key}"
+
+    def reaches(self, destination: str) -> bool:
+        """Tell whether a destination has this source's messages."""
+        return destination in (self.destination, f"/topic/{self.kind}.#", *self.wide)
 
     def body(self, number: int) -> str:
         return f"{self.key}:{number}:{'.' * self.pad}"

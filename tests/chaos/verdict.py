@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tests.chaos.clients import Client, Delivery, Missed, Seen, Worker
@@ -116,13 +116,15 @@ def judge_live(client: Client, sources: dict[str, Source], verdict: Verdict) -> 
             )
 
 
-def judge_gaps(client: Client, faults: Sequence[tuple[float, str]], verdict: Verdict) -> None:
+def judge_gaps(
+    client: Client, faults: Sequence[tuple[float, str]], verdict: Verdict, *, never: bool = False
+) -> None:
     """A gap is due where a gateway or the broker died, for another gateway's position, or for who
-    slept; cut connections alone owe nobody one."""
+    slept; cut connections alone owe nobody one. never: the broker keeps everything, for all."""
     for each in client.record:
-        if not isinstance(each, Missed) or each.fresh or each.slept:
+        if not isinstance(each, Missed) or ((each.fresh or each.slept) and not never):
             continue
-        due = any(
+        due = not never and any(
             kind in ("kill broker", "kill node") and 0 <= each.at - at < _AFTERMATH
             for at, kind in faults
         )
@@ -135,15 +137,19 @@ def judge_work(
     sources: Iterable[Source],
     faults: Sequence[tuple[float, str]],
     verdict: Verdict,
+    unmarked: Collection[str] = ("kill broker",),
 ) -> None:
-    """A durable queue: each answered message acked, and by one alone but for redeliveries."""
+    """A durable queue: each answered message acked, and by one alone but for redeliveries.
+
+    unmarked: the faults after which the broker may not mark them.
+    """
     deliveries: defaultdict[tuple[str, int], list[Delivery]] = defaultdict(list)
     acked: Counter[tuple[str, int]] = Counter()
     for worker in workers:
         acked.update(worker.acked)
         for each in worker.deliveries:
             deliveries[each.key, each.number].append(each)
-    kills = [at for at, kind in faults if kind == "kill broker"]
+    kills = [at for at, kind in faults if kind in unmarked]
     for source in sources:
         if source.kind != WORK:
             continue
@@ -155,14 +161,17 @@ def judge_work(
             verdict.counts["redeliveries"] += len(got) - len(new)
             if len(new) <= source.may_be(number):
                 continue
-            # RabbitMQ forgets in a crash what it had delivered, and does not mark it.
+            # RabbitMQ forgets in a crash what it had delivered, and does not mark it; Kafka knows
+            # what was committed.
             if any(new[0].at <= kill <= new[-1].at for kill in kills):
-                verdict.counts["redeliveries that a killed RabbitMQ did not mark"] += 1
+                verdict.counts["redeliveries after a fault, not marked"] += 1
                 continue
             verdict.failures.append(f"{source.key}:{number} came unmarked again: {got}")
 
 
 def _keys(client: Client, sources: dict[str, Source]) -> list[str]:
-    if client.destinations[0].endswith("#"):
-        return [key for key, source in sources.items() if source.kind == client.kind]
-    return [each.removeprefix("/topic/") for each in client.destinations]
+    return [
+        key
+        for key, source in sources.items()
+        if any(source.reaches(destination) for destination in client.destinations)
+    ]

@@ -37,6 +37,7 @@ class FeedList:
         backlog: Sequence[Message] = (),
         *,
         history: bool = False,
+        complete: float = 0.0,
     ) -> None:
         self.calls.append("begin")
         self.start = start

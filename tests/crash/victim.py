@@ -244,6 +244,7 @@ class _Quiet:
         backlog: Sequence[Message] = (),
         *,
         history: bool = False,
+        complete: float = 0.0,
     ) -> None: ...
 
     def append(self, messages: Sequence[Message]) -> None: ...

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 
@@ -145,3 +146,25 @@ async def test_a_poll_under_way_is_answered_at_shutdown(name: Name) -> None:
     answer = await polling
     assert answer.status in (200, 503)
     assert answer.json
+
+
+async def test_since_a_time_before_anyone_listened(gw: RunningGateway, name: Name) -> None:
+    """No gap where the broker still has all that came since then; one where it does not."""
+    topic = f"/topic/{name()}"
+    then = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    quiet = await get(f"{gw.url}/poll/topic/{name()}?since={then}&wait=0")
+    assert quiet.json["messages"] == []
+    for n in range(90):
+        await publish(gw, topic, str(n))
+    answer = (await get(f"{gw.url}/poll{topic}?since={then}")).json
+    assert [each.get("body") for each in answer["messages"]] == [str(n) for n in range(90)]
+    answer = (await get(f"{gw.url}/poll{topic}?since=1")).json
+    assert answer["messages"][0]["gap"]["reason"] == "unretained"
+
+    other = f"/topic/{name()}"
+    for n in range(110):  # more than the broker keeps of what nobody listens to
+        await publish(gw, other, str(n))
+    answer = (await get(f"{gw.url}/poll{other}?since={then}")).json
+    assert answer["messages"][0]["gap"]["reason"] == "unretained"
+    rest = (await get(f"{gw.url}/poll{other}?since={answer['next']}")).json
+    assert rest["messages"][-1]["body"] == "109"

@@ -9,7 +9,8 @@ import os
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import pytest
 from queuecast.brokers.rabbitmq.streams import stream_name
 from queuecast.destination import Destination
 from queuecast.retention import RetainRule
+from tests.conftest import Node
 from tests.e2e.clients import Event, EventStream, get, request, sse
 from tests.support.processes import Directory, Process, free_port
 from tests.support.proxy import TcpProxy
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from playwright.async_api import Page
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(500)]
+
+# Waits until a client has connected so many times.
+Opened = Callable[[int], Awaitable[None]]
 
 RETAIN = {"age": "1h", "bytes": "64MB"}
 
@@ -259,49 +264,109 @@ async def test_a_browser_goes_from_node_to_node_exactly_once(
     rabbit: RabbitMQ, key: str, page: Page
 ) -> None:
     """Chromium's own EventSource, through FIN and RST, a restart and a switch of the node."""
+    async with _journey(rabbit, key) as (proxy, travel):
+        await page.goto(f"http://127.0.0.1:{proxy.port}/healthz")
+        await page.evaluate(
+            f"""() => {{
+              window.got = []; window.gaps = 0; window.opened = 0;
+              const source = new EventSource("/sse/topic/{key}.a?since=first");
+              source.onopen = () => window.opened++;
+              source.onmessage = (event) => window.got.push(Number(event.data));
+              source.addEventListener("gap", () => window.gaps++);
+            }}"""
+        )
+
+        async def opened(count: int) -> None:
+            await page.wait_for_function(f"window.opened >= {count}", timeout=60_000)
+
+        confirmed = await travel(opened)
+        await page.wait_for_function(f"window.got.at(-1) === {confirmed[-1]}", timeout=60_000)
+        assert await page.evaluate("window.gaps") == 0
+        assert await page.evaluate("window.got") == confirmed
+
+
+@pytest.mark.node
+async def test_npms_eventsource_goes_from_node_to_node_exactly_once(
+    rabbit: RabbitMQ, key: str, node: Node
+) -> None:
+    """The same journey with Node's EventSource."""
+    async with _journey(rabbit, key) as (proxy, travel):
+        url = f"http://127.0.0.1:{proxy.port}/sse/topic/{key}.a?since=first"
+        process = await asyncio.create_subprocess_exec(
+            str(node.command), "follow.mjs", url, cwd=node.directory, stdout=PIPE
+        )
+        told: list[dict[str, Any]] = []
+
+        async def read() -> None:
+            assert process.stdout is not None
+            while line := await process.stdout.readline():
+                told.append(json.loads(line))
+
+        reading = asyncio.create_task(read())
+
+        def got() -> list[int]:
+            return [int(each["data"]) for each in told if each["type"] == "message"]
+
+        async def opened(count: int) -> None:
+            def enough() -> bool:
+                return [each["type"] for each in told].count("open") >= count
+
+            await eventually(enough, f"connection {count}", 60)
+
+        try:
+            confirmed = await travel(opened)
+            await eventually(lambda: got()[-1:] == confirmed[-1:], "the last number", 60)
+        finally:
+            process.kill()
+            await process.wait()
+            await reading
+        assert [each for each in told if each["type"] in ("gap", "disconnect")] == []
+        assert got() == confirmed
+
+
+@contextlib.asynccontextmanager
+async def _journey(
+    rabbit: RabbitMQ, key: str
+) -> AsyncIterator[tuple[TcpProxy, Callable[[Opened], Awaitable[list[int]]]]]:
+    """Run two nodes behind a proxy; yields it, and what takes a client through all of it.
+
+    That is given what waits for the client's connections; it returns the numbers confirmed.
+    """
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_directory())
-        a, b = _node(rabbit, key, log / "a"), _node(rabbit, key, log / "b")
-        try:
-            async with TcpProxy("127.0.0.1", a.port) as proxy:
-                origin = f"http://127.0.0.1:{proxy.port}"
-                await page.goto(f"{origin}/healthz")
-                await page.evaluate(
-                    f"""() => {{
-                      window.got = []; window.gaps = 0; window.opened = 0;
-                      const source = new EventSource("/sse/topic/{key}.a?since=first");
-                      source.onopen = () => window.opened++;
-                      source.onmessage = (event) => window.got.push(Number(event.data));
-                      source.addEventListener("gap", () => window.gaps++);
-                    }}"""
-                )
-                async with numbers(
-                    rabbit.url, "amq.topic", f"{key}.a", mandatory=True
-                ) as publishing:
+        nodes = []
+        for name in ("a", "b"):
+            nodes.append(_node(rabbit, key, log / name))
+            stack.callback(nodes[-1].kill)
+        a, b = nodes
 
-                    async def again(count: int) -> None:
-                        await page.wait_for_function(f"window.opened >= {count}", timeout=60_000)
-                        await publishing.more(100)
+        async def travel(opened: Opened) -> list[int]:
+            async with numbers(rabbit.url, "amq.topic", f"{key}.a", mandatory=True) as publishing:
 
-                    await again(1)
-                    proxy.cut()
-                    await again(2)
-                    proxy.redirect(b.port)
-                    proxy.fin()
-                    await again(3)
-                    await asyncio.to_thread(b.kill)
-                    await publishing.more(50)
-                    await asyncio.to_thread(a.kill)
-                    await asyncio.to_thread(a.start)
-                    proxy.redirect(a.port)
-                    await again(4)
-                    last = await publishing.stop()
-                await page.wait_for_function(f"window.got.at(-1) === {last}", timeout=60_000)
-                assert await page.evaluate("window.gaps") == 0
-                assert await page.evaluate("window.got") == publishing.confirmed
-        finally:
-            a.kill()
-            b.kill()
+                async def again(count: int) -> None:
+                    await opened(count)
+                    await publishing.more(100)
+
+                await again(1)
+                proxy.cut()
+                await again(2)
+                proxy.redirect(b.port)
+                proxy.fin()
+                await again(3)
+                await asyncio.to_thread(b.kill)
+                await publishing.more(50)
+                await asyncio.to_thread(b.start)
+                await again(4)
+                proxy.redirect(a.port)
+                await asyncio.to_thread(a.kill)
+                await asyncio.to_thread(a.start)
+                proxy.cut()
+                await again(5)
+                await publishing.stop()
+                return publishing.confirmed
+
+        async with TcpProxy("127.0.0.1", a.port) as proxy:
+            yield proxy, travel
 
 
 async def test_clients_of_two_nodes_while_the_broker_is_killed(rabbit_fresh: RabbitServer) -> None:

@@ -56,6 +56,7 @@ class Sink:
         backlog: Sequence[Message] = (),
         *,
         history: bool = False,
+        complete: float = 0.0,
     ) -> None:
         assert self.start is None
         assert start is not None

@@ -80,10 +80,12 @@ class Kafka:
 class KafkaServer(Kafka):
     """One node with a log directory and ports of its own; `start`, `kill`, `start` again."""
 
-    def __init__(self, *settings: str) -> None:
-        """settings: more lines for server.properties."""
+    def __init__(self, *settings: str, advertised: int = 0) -> None:
+        """settings: more lines for server.properties. advertised: the port where it tells clients
+        without login to find it, a proxy's; its own by default."""
         self._jars = _installation()
         self.port, self.sasl_port, self.tls_port, self._controller = (free_port() for _ in range(4))
+        self.advertised = advertised or self.port
         super().__init__(f"127.0.0.1:{self.port}")
         self._directory = Directory("kafka")
         self._process: Process | None = None
@@ -109,6 +111,7 @@ class KafkaServer(Kafka):
             "CONTROLLER": ("PLAINTEXT", self._controller),
         }
         addresses = {name: f"{name}://127.0.0.1:{port}" for name, (_, port) in listeners.items()}
+        told = {**addresses, "PLAINTEXT": f"PLAINTEXT://127.0.0.1:{self.advertised}"}
         lines = [
             "process.roles=broker,controller",
             "node.id=1",
@@ -116,7 +119,7 @@ class KafkaServer(Kafka):
             "controller.listener.names=CONTROLLER",
             "listeners=" + ",".join(addresses.values()),
             "advertised.listeners="
-            + ",".join(text for name, text in addresses.items() if name != "CONTROLLER"),
+            + ",".join(text for name, text in told.items() if name != "CONTROLLER"),
             "listener.security.protocol.map="
             + ",".join(f"{name}:{protocol}" for name, (protocol, _) in listeners.items()),
             "inter.broker.listener.name=PLAINTEXT",

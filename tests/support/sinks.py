@@ -38,6 +38,7 @@ class ListFeed:
         backlog: Sequence[Message] = (),
         *,
         history: bool = False,
+        complete: float = 0.0,
     ) -> None:
         assert not self.events, "begin comes first"
         self.begun += 1

@@ -7,6 +7,8 @@ from collections import Counter
 import pytest
 
 from tests.chaos.clients import Client, Delivery, Missed, Seen, Worker
+from tests.chaos.kafka import UNMARKED
+from tests.chaos.kafka import make_sources as make_kafka_sources
 from tests.chaos.schedule import APART, CALM, KINDS, make_schedule
 from tests.chaos.sources import KEPT, LIVE, WORK, Source
 from tests.chaos.transports import sse, websocket_work
@@ -111,6 +113,30 @@ def test_gaps_that_are_due(gap: Missed, fault: tuple[float, str], due: bool) -> 
     assert not verdict.failures if due else "not due" in verdict.failures[0]
 
 
+@pytest.mark.parametrize("gap", [GAP, ELSEWHERE, Missed("x", 50.0, "one", False, slept=True)])
+def test_no_gap_is_due_where_everything_is_kept(gap: Missed) -> None:
+    verdict = Verdict()
+    judge_gaps(client(LIVE, [1, gap, 2]), [(40.0, "kill broker")], verdict, never=True)
+    assert "not due" in verdict.failures[0]
+
+
+@pytest.mark.parametrize("wide", ["/topic/kept.keyed", "/exchange/kept.keyed/#"])
+def test_a_destination_of_several_sources(wide: str) -> None:
+    known = {source.key: source for source in make_kafka_sources()}
+    keyed = [source for source in known.values() if source.reaches(wide)]
+    assert len(keyed) == 4
+    for source in known.values():
+        source.confirmed = 1
+    page = Client("page", "", lambda port: "", "1", KEPT, [wide], [sse])
+    page.record += [Seen(source.key, 1, source.key) for source in keyed]
+    verdict = Verdict()
+    judge_kept(page, known, verdict)
+    assert not verdict.failures
+    page.record.pop()
+    judge_kept(page, known, verdict)
+    assert verdict.failures == [f"page: {keyed[-1].key} ends at 0 of 1"]
+
+
 @pytest.mark.parametrize(
     ("got", "acked", "word"),
     [
@@ -134,6 +160,10 @@ def test_work(got: list[bool], acked: int, word: str) -> None:
         crashed = Verdict()
         judge_work([worker], known, [(0.5, "kill broker")], crashed)
         assert not crashed.failures
+        judge_work([worker], known, [(0.5, "kill node")], crashed)
+        assert len(crashed.failures) == 1
+        judge_work([worker], known, [(0.5, "kill node")], crashed, UNMARKED)
+        assert len(crashed.failures) == 1
 
 
 def test_a_seed_is_a_schedule() -> None:

@@ -98,6 +98,7 @@ class FeedSink(Protocol):
         backlog: Sequence[Message] = (),
         *,
         history: bool = False,
+        complete: float = 0.0,
     ) -> None:
         """Say where the feed begins; called once, before everything else.
 
@@ -105,7 +106,8 @@ class FeedSink(Protocol):
         when the broker has no offsets (the feed numbers for itself). backlog: what the broker
         still has, oldest first, offsets set; those at or before `start` are extra, left over
         between evicted ones (for a `last=N`). history: the broker keeps history by itself, so
-        a `last=N` that finds fewer than N has found all there is.
+        a `last=N` that finds fewer than N has found all there is. complete: seconds; nothing
+        that came within them is missing from the backlog, so that a `since=TIME` may rely on it.
         """
 
     def append(self, messages: Sequence[Message]) -> None:

@@ -110,10 +110,11 @@ class Feed:
         backlog: Sequence[Message] = (),
         *,
         history: bool = False,
+        complete: float = 0.0,
     ) -> None:
         """Begin where the broker says; see brokers.base.FeedSink."""
         self.history = self.parts[0].retained = history
-        self._begun = self._now()
+        self._begun = self._now() - complete
         if start is None:
             return
         self.parts[0].lanes = len(start)

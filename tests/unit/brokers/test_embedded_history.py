@@ -150,3 +150,29 @@ async def test_feeds_of_every_exchange_type_find_their_backlog() -> None:
         await broker.open_feed(Destination.parse(text), sink)
         assert [message.body for message in sink.backlog] == bodies, text
     await broker.close()
+
+
+def test_within_what_time_nothing_is_missing() -> None:
+    clock = HandClock()
+    history = History(clock.now, age=300, messages=2)
+
+    def complete(key: str | None) -> float:
+        history.read("e", key, all_keys)
+        return history.complete("e", key, all_keys)
+
+    assert complete("a") == 0
+    history.begin()
+    clock.turn(10)
+    assert complete("a") == 10  # since it began
+    for offset in (1, 2):
+        add(history, offset, "a")
+        clock.turn(10)
+    assert complete("a") == 30
+    add(history, 3, "a")
+    assert (complete("a"), complete("b"), complete(None)) == (20, 30, 20)
+    clock.turn(290)
+    assert (complete("a"), complete("b")) == (300, 320)
+    clock.turn(20)
+    assert complete("a") == 310  # the last one went for its age
+    history.forget("e", 3)
+    assert (complete("a"), complete("b")) == (0, 0)

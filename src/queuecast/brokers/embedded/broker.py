@@ -122,6 +122,7 @@ class EmbeddedBroker:
         elif not self.ready:
             await self._restore(self._keeper)
             self._status = f"on disk in {self._keeper.directory}"
+        self._history.begin()
 
     async def _restore(self, keeper: Keeper) -> None:
         found = await keeper.open(self._turn, self._memory)
@@ -310,12 +311,19 @@ class EmbeddedBroker:
             raise Refused("no feed on the default exchange")
         feed = self._make_feed(destination, source, key, sink)
 
+        only = new_filter(source.spec.type, key)
+
         def join() -> None:
             watermark, backlog = self._backlog(source, key)
             if isinstance(feed, RetainedFeed):
                 # What was evicted between is there: history has no holes.
                 backlog = [message for message in backlog if (message.offset or 0) > watermark]
-            sink.begin((Mark(self.epoch, watermark),), backlog, history=True)
+            sink.begin(
+                (Mark(self.epoch, watermark),),
+                backlog,
+                history=True,
+                complete=self._history.complete(source.name, only.key, only.matches),
+            )
             source.index.add(key, feed)
             self._feeds[feed] = None
 

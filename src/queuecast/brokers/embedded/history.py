@@ -6,6 +6,7 @@ behind (the watermark), so that a resuming client is told of a gap exactly when 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
@@ -54,14 +55,21 @@ class History:
         self._max_bytes = max_bytes
         self._max_watermarks = watermarks
         self.bytes = 0
+        # Until then nobody knows what came before.
+        self._began = math.inf
         # What was before it is gone, on every exchange: a broker that was started again.
         self.floor = 0
         # Silent longest first, so that age and pressure both evict from the front.
         self._recent: OrderedDict[tuple[str, str], _Log] = OrderedDict()
         self._logs: dict[str, dict[str, _Log]] = {}
-        self._evicted: dict[str, dict[str, int]] = {}
+        # Of each key the newest message that is gone: its offset, and when it came.
+        self._evicted: dict[str, dict[str, tuple[int, float]]] = {}
         self._evictions: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._floors: dict[str, int] = {}
+        self._floors: dict[str, tuple[int, float]] = {}
+
+    def begin(self) -> None:
+        """Note when the broker started; what comes from then on is known."""
+        self._began = min(self._began, self._now())
 
     def add(self, exchange: str, message: Message) -> None:
         """Keep a message (its offset is set) that was published to an exchange."""
@@ -70,7 +78,7 @@ class History:
         if size + OVERHEAD > self._max_bytes or not self._messages:
             # What cannot be kept is evicted at once, and so is all before it.
             self._evict_log(exchange, message.routing_key)
-            self._mark(exchange, message.routing_key, message.offset or 0)
+            self._mark(exchange, message.routing_key, message.offset or 0, now)
             return
         place = (exchange, message.routing_key)
         log = self._recent.get(place)
@@ -110,7 +118,11 @@ class History:
             self._trim(exchange, name, log, now)
             found.extend(message for _, _, message in log.entries)
         found.sort(key=_offset)
-        return self._watermark(exchange, key, matches), found
+        return self._watermark(exchange, key, matches)[0], found
+
+    def complete(self, exchange: str, key: str | None, matches: Callable[[str], bool]) -> float:
+        """Return the seconds within which nothing came for a destination that is gone again."""
+        return max(0.0, self._now() - self._watermark(exchange, key, matches)[1])
 
     def forget(self, exchange: str, offset: int) -> None:
         """Drop the history of an exchange that was deleted; all up to `offset` is gone."""
@@ -118,17 +130,20 @@ class History:
             self._evict_log(exchange, key)
         for key in self._evicted.pop(exchange, {}):
             del self._evictions[exchange, key]
-        self._floors[exchange] = offset
+        self._floors[exchange] = offset, self._now()
 
-    def _watermark(self, exchange: str, key: str | None, matches: Callable[[str], bool]) -> int:
-        floor = max(self.floor, self._floors.get(exchange, 0))
+    def _watermark(
+        self, exchange: str, key: str | None, matches: Callable[[str], bool]
+    ) -> tuple[int, float]:
+        began = self.floor, self._began
+        floor = max(began, self._floors.get(exchange, began))
         evicted = self._evicted.get(exchange)
         if not evicted:
             return floor
         if key is not None:
-            return max(floor, evicted.get(key, 0))
-        offsets = (offset for name, offset in evicted.items() if offset > floor and matches(name))
-        return max(floor, max(offsets, default=0))
+            return max(floor, evicted.get(key, floor))
+        marks = (mark for name, mark in evicted.items() if mark > floor and matches(name))
+        return max(floor, max(marks, default=floor))
 
     def _trim(self, exchange: str, key: str, log: _Log, now: float) -> None:
         while log.entries and log.entries[0][0] <= now - self._age:
@@ -145,10 +160,10 @@ class History:
             self._evict_log(exchange, key)
 
     def _evict_oldest(self, exchange: str, key: str, log: _Log) -> None:
-        _, size, message = log.entries.popleft()
+        came, size, message = log.entries.popleft()
         log.weight -= size
         self.bytes -= size
-        self._mark(exchange, key, message.offset or 0)
+        self._mark(exchange, key, message.offset or 0, came)
 
     def _evict_log(self, exchange: str, key: str) -> None:
         log = self._recent.pop((exchange, key), None)
@@ -160,17 +175,18 @@ class History:
             del self._logs[exchange]
         self.bytes -= log.weight
         if log.entries:
-            self._mark(exchange, key, log.entries[-1][2].offset or 0)
+            came, _, message = log.entries[-1]
+            self._mark(exchange, key, message.offset or 0, came)
 
-    def _mark(self, exchange: str, key: str, offset: int) -> None:
-        self._evicted.setdefault(exchange, {})[key] = offset
+    def _mark(self, exchange: str, key: str, offset: int, came: float) -> None:
+        self._evicted.setdefault(exchange, {})[key] = offset, came
         self._evictions[exchange, key] = None
         self._evictions.move_to_end((exchange, key))
         if len(self._evictions) <= self._max_watermarks:
             return
         (exchange, key), _ = self._evictions.popitem(last=False)
-        offset = self._evicted[exchange].pop(key)
-        self._floors[exchange] = max(self._floors.get(exchange, 0), offset)
+        mark = self._evicted[exchange].pop(key)
+        self._floors[exchange] = max(self._floors.get(exchange, mark), mark)
 
 
 def _offset(message: Message) -> int:

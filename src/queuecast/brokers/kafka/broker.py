@@ -89,7 +89,7 @@ class KafkaBroker:
     @property
     def status(self) -> str:
         """What is the matter, for people."""
-        trouble = self._live.trouble or self._queues.trouble
+        trouble = self._live.trouble or self._queues.trouble or self._live.damage
         if self._control.ready and trouble:
             return f"connected; {trouble}"
         return self._control.status

@@ -24,6 +24,7 @@ from ...delivery import DeliverySink
 from ...errors import QueuecastError, Refused, Unavailable
 from .content import to_message
 from .control import Control, Topic
+from .damage import damaged_of, find_damage
 from .failures import missing, of_reading, reason
 from .subscriber import Subscriber
 from .window import MAX_RECORDS, Commit, Item, Window
@@ -65,6 +66,7 @@ class Group:
         self._dirty = asyncio.Event()
         self._lock = asyncio.Lock()
         self._scheduled = False
+        self._turn = _TURN
         self._idle: asyncio.TimerHandle | None = None
         self._forget = control.watch(topic, self._changed)
         self._missing = 0
@@ -225,8 +227,12 @@ class Group:
             raise error
         consumer = self._consumer
         rooms = [window.room for window in self._windows.values()]
-        most = min([_TURN, *(room for room in rooms if room >= _TIGHT)])
-        found = await consumer.getmany(timeout_ms=200, max_records=most)
+        most = min([self._turn, *(room for room in rooms if room >= _TIGHT)])
+        try:
+            found = await consumer.getmany(timeout_ms=200, max_records=most)
+        except kafka.CorruptRecordException as error:
+            await self._damaged(consumer, error)
+            return
         for tp, records in found.items():
             window = self._windows.get(tp.partition)
             if window is None or tp not in consumer.assignment():
@@ -239,6 +245,33 @@ class Group:
         self.schedule()
         if found:
             await asyncio.sleep(0)
+
+    async def _damaged(self, consumer: Any, error: kafka.CorruptRecordException) -> None:
+        """Go on behind records that are damaged: nobody can have them."""
+        tp = damaged_of(error, consumer.assignment())
+        window = self._windows.get(tp.partition)
+        if self._turn == 1 and window is not None:
+            at = window.next if window.next >= 0 else await consumer.position(tp)
+            damage = await find_damage(consumer, tp, at)
+            if damage is None:
+                raise error
+            log.error(
+                "group %s: records %d to %d of %s are damaged and are passed over",
+                self.name, at, damage.following - 1, tp,
+            )  # fmt: skip
+            window.next = damage.following
+            self._turn = _TURN
+            self._dirty.set()
+        else:
+            # With the error went what was fetched with it. Once more, record by record: then all
+            # that stands before the damage has been handed on when the error comes again.
+            self._turn = 1
+        for each in consumer.assignment():
+            held = self._windows.get(each.partition)
+            if held is not None and held.next >= 0:
+                consumer.seek(each, held.next)
+            else:
+                await consumer.seek_to_beginning(each)
 
     def _bound(self) -> None:
         """Fetch from a partition only while its window has room."""

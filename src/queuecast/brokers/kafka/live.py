@@ -14,6 +14,7 @@ from aiokafka import errors as kafka
 from ...errors import QueuecastError, Unavailable
 from .content import to_message
 from .control import Control, Topic
+from .damage import DAMAGED, damaged_of, find_damage
 from .failures import reason, refused
 from .names import Target
 from .records import Records, started_consumer
@@ -22,7 +23,7 @@ from .topic import Member, TopicFeed
 log = logging.getLogger(__name__)
 
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
-# Records handed on in one turn of the event loop: a full fetch would hold up every client.
+# Records in one turn of the event loop: a full fetch would hold up every client.
 _TURN = 1000
 _FETCH_BYTES = 8 << 20
 
@@ -39,7 +40,11 @@ class Live:
         self._consumer: Any = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        # Records handed on in one turn of the event loop.
+        self._turn = _TURN
         self.trouble = ""
+        # The last damage that was met: health goes on telling, because somebody has to look.
+        self.damage = ""
 
     async def open(
         self, target: Target, member: Member, begin: Callable[[TopicFeed], None]
@@ -157,10 +162,13 @@ class Live:
 
     async def _read(self, consumer: Any) -> None:
         try:
-            found = await consumer.getmany(timeout_ms=1000, max_records=_TURN)
+            found = await consumer.getmany(timeout_ms=1000, max_records=self._turn)
         except kafka.OffsetOutOfRangeError as error:
             for tp in error.args[0]:
                 await self._out_of_range(tp)
+            return
+        except kafka.CorruptRecordException as error:
+            await self._damaged(consumer, error)
             return
         except kafka.TopicAuthorizationFailedError as error:
             for name, feed in list(self._feeds.items()):
@@ -204,6 +212,33 @@ class Live:
             feed.gap(f"Kafka lost the end of partition {tp.partition}", following)
         self._assign()
         self._sweep(feed)
+
+    async def _damaged(self, consumer: Any, error: kafka.CorruptRecordException) -> None:
+        """Go on behind records that are damaged, with a gap."""
+        tp = damaged_of(error, consumer.assignment())
+        if self._turn > 1:
+            # With the error went what was fetched with it. Once more, record by record: then all
+            # that stands before the damage has been handed on when the error comes again.
+            self._turn = 1
+            self._assign()
+            return
+        self._turn = _TURN
+        feed = self._feeds.get(tp.topic)
+        if feed is not None and tp.partition < len(feed.next):
+            at = feed.next[tp.partition]
+            damage = await find_damage(consumer, tp, at)
+            if damage is None:
+                raise error
+            following = list(feed.next)
+            following[tp.partition] = damage.following
+            self.damage = (
+                f"records {at} to {damage.following - 1} in partition {tp.partition} of topic "
+                f"{tp.topic!r} are damaged and were passed over"
+            )
+            log.error("%s", self.damage)
+            feed.gap(DAMAGED, following)
+            self._sweep(feed)
+        self._assign()
 
     async def _drop(self) -> None:
         consumer, self._consumer = self._consumer, None

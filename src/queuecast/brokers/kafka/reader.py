@@ -16,6 +16,7 @@ from ...position import Mark, Start
 from ..base import Page
 from ..matching import TopicIndex
 from .content import key_of
+from .damage import DAMAGED, Damaged
 from .live import Live
 from .names import Target
 from .records import OutOfRange, Records, Run
@@ -119,6 +120,9 @@ class KafkaReader:
                 # Retention was faster.
                 low = max(low + 1, (await self._records.begins(name, len(self._feed.next)))[lane])
                 continue
+            except Damaged as damaged:
+                low = damaged.following
+                continue
             for at in range(run.index(low), len(run.offsets)):
                 if run.offsets[at] >= high:
                     return found
@@ -158,6 +162,12 @@ class KafkaReader:
                 place = [max(at, begin) for at, begin in zip(place, begins, strict=True)]
                 start, gap = list(place), gap or "evicted"
                 continue
+            except Damaged as damaged:
+                if messages:
+                    break
+                place[damaged.partition] = damaged.following
+                start, gap = list(place), gap or DAMAGED
+                continue
             if not runs:
                 break
             full = _merge(runs, place, ends, max_bytes, messages, self._matches)
@@ -172,7 +182,7 @@ class KafkaReader:
         return Page(messages, self._marks(place), gap, marks, end)
 
     async def _runs(self, made: str, place: list[int], ends: list[int]) -> dict[int, Run]:
-        """Return a run for each partition that has something; raises OutOfRange."""
+        """Return a run for each partition that has something; raises OutOfRange, Damaged."""
         lanes = [lane for lane, end in enumerate(ends) if place[lane] < end]
         name = self._target.topic
         runs = await asyncio.gather(

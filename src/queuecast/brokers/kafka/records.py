@@ -22,6 +22,7 @@ from ...errors import QueuecastError, Unavailable
 from ...message import Message
 from .content import to_message
 from .control import Control
+from .damage import Damaged, damaged_of, find_damage
 from .failures import of_reading
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Records:
     async def read(self, epoch: str, topic: str, partition: int, offset: int) -> Run:
         """Return a run that has what stands at an offset; there must be something behind it.
 
-        Raises OutOfRange, Refused, Unavailable.
+        Raises OutOfRange, Damaged, Refused, Unavailable.
         """
         place = (epoch, topic, partition)
         known = self._find(place, offset)
@@ -226,6 +227,9 @@ class Records:
             for tp in error.args[0]:
                 self._settle(tp, error=OutOfRange())
             return
+        except kafka.CorruptRecordException as error:
+            await self._damaged(consumer, error)
+            return
         except kafka.TopicAuthorizationFailedError as error:
             for tp in [tp for tp in self._active if tp.topic in str(error)]:
                 self._settle(tp, error=of_reading(error, f"read {tp.topic!r}", self._control.user))
@@ -238,6 +242,31 @@ class Records:
             if following > offset:
                 self.fetched += 1
                 self._settle(tp, Run(offset, following, records))
+
+    async def _damaged(self, consumer: Any, error: kafka.CorruptRecordException) -> None:
+        """Answer who waits for a partition with what stands before its damage, or with that."""
+        tp = damaged_of(error, self._active)
+        # With the error went what was fetched with it, for other partitions as well.
+        for each, at in self._active.items():
+            consumer.seek(each, at)
+        offset = self._active[tp]
+        damage = await find_damage(consumer, tp, offset)
+        if damage is None:
+            self._settle(tp, error=of_reading(error, f"read {tp.topic!r}", self._control.user))
+            return
+        records: list[Any] = []
+        with contextlib.suppress(kafka.CorruptRecordException):
+            while await consumer.position(tp) < damage.first:
+                found = await consumer.getmany(tp, timeout_ms=200, max_records=1)
+                if tp not in found:
+                    break  # what is left before it is nothing for clients
+                records += found[tp]
+        if records:
+            following = records[-1].offset + 1
+            self._settle(tp, Run(offset, following, records))
+        else:
+            log.error("records %d to %d of %s are damaged", offset, damage.following - 1, tp)
+            self._settle(tp, error=Damaged(tp.partition, damage.following))
 
     def _settle(self, tp: Any, run: Run | None = None, error: BaseException | None = None) -> None:
         offset = self._active.pop(tp, None)

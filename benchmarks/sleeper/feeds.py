@@ -1,0 +1,61 @@
+"""The destinations, all fed by the same messages, and the gateway's configuration for them.
+
+Messages go to one key. Three patterns match it: one is under a rule that keeps everything, one
+under a rule that soon has to let go of what is old, one under no rule at all.
+"""
+
+from __future__ import annotations
+
+from queuecast.hub.cohort import KEPT_BYTES
+from queuecast.hub.page import FEED_PAGES, SHEET_BYTES
+from queuecast.server.connection import WRITE_BUFFER
+
+from .. import message
+
+KEPT = message.DESTINATION
+OUTGROWN = "/topic/*"
+UNRETAINED = "/topic/#"
+FEEDS = {"retained": KEPT, "outgrown": OUTGROWN, "unretained": UNRETAINED}
+
+# Of the rule that is outgrown, and of a feed's log.
+OUTGROWN_BYTES = 8 << 20
+LOG_BYTES = 4 << 20
+
+_CONFIGURATION = """[server]
+port = {port}
+grace = "1s"
+[broker]
+data = "{data}"
+[log]
+bytes = {log}
+[[retain]]
+destination = "{kept}"
+bytes = "4GB"
+[[retain]]
+destination = "{outgrown}"
+bytes = {outgrown_bytes}
+"""
+
+
+def configuration(port: int, data: str) -> str:
+    """Return the gateway's configuration file."""
+    return _CONFIGURATION.format(
+        port=port,
+        data=data,
+        log=LOG_BYTES,
+        kept=KEPT,
+        outgrown=OUTGROWN,
+        outgrown_bytes=OUTGROWN_BYTES,
+    )
+
+
+def allowance(sleepers: int, size: int) -> int:
+    """Return the bytes that sleepers may cost the gateway, awake again or not.
+
+    size: of a body. Each has what its socket was given, and what its cohort may keep encoded; those
+    of a feed share its pages of history, each of them read and encoded.
+    """
+    history = len(FEEDS) * FEED_PAGES * SHEET_BYTES
+    # A page's messages are objects, each with a key, headers and a place besides its body.
+    objects = history * 400 // (size + 400)
+    return sleepers * (2 * WRITE_BUFFER + KEPT_BYTES) + history + objects
