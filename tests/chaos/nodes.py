@@ -230,6 +230,6 @@ async def house(server: Server | None) -> AsyncIterator[House]:
         web = await stack.enter_async_context(Balancer(gateways))
         made = House(gateways, web, server, link)
         await made.ready()
-        if server is not None:
+        if isinstance(server, RabbitServer):
             await asyncio.to_thread(server.flush)
         yield made
