@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from typing import Any
 from urllib.parse import urlsplit
 
 import pika
@@ -29,9 +27,7 @@ COUNT = SESSIONS * EACH
 def totals(rabbit: RabbitMQ, prefix: str) -> tuple[int, int, int]:
     """Return the consumers, ready and unacked messages of the queues with this prefix."""
     columns = ("name", "consumers", "messages_ready", "messages_unacknowledged")
-    rows: list[dict[str, Any]] = json.loads(
-        rabbit.ctl("list_queues", "--vhost", rabbit.virtual_host, "--formatter", "json", *columns)
-    )
+    rows = rabbit.rows("list_queues", *columns)
     mine = [row for row in rows if row["name"].startswith(prefix)]
     sums = [sum(int(row[column]) for row in mine) for column in columns[1:]]
     return sums[0], sums[1], sums[2]

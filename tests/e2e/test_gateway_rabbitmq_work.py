@@ -37,9 +37,7 @@ class Counts(NamedTuple):
 
 def counts(rabbit: RabbitMQ, queue: str) -> Counts:
     columns = ("name", "messages_ready", "messages_unacknowledged", "consumers")
-    rows = json.loads(
-        rabbit.ctl("list_queues", "--vhost", rabbit.virtual_host, "--formatter", "json", *columns)
-    )
+    rows = rabbit.rows("list_queues", *columns)
     (row,) = [row for row in rows if row["name"] == queue]
     return Counts(row["messages_ready"], row["messages_unacknowledged"], row["consumers"])
 

@@ -50,7 +50,7 @@ class Beside(Behind):
 
     def queues(self) -> dict[str, dict[str, Any]]:
         columns = ("name", "durable", "auto_delete", "exclusive", "arguments")
-        rows = self.rabbit._list("list_queues", *columns)
+        rows = self.rabbit.rows("list_queues", *columns)
         return {row["name"]: row for row in rows if not row["name"].startswith("queuecast.")}
 
     def only_queue(self) -> dict[str, Any]:

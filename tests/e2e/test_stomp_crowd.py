@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections import defaultdict
 from functools import partial
 from urllib.parse import urlsplit
@@ -32,9 +31,7 @@ def address(gw: RunningGateway) -> tuple[str, int]:
 
 def in_queues(rabbit: RabbitMQ, prefix: str) -> tuple[int, int]:
     """Return the messages and the consumers of all queues with this prefix."""
-    rows = json.loads(
-        rabbit.ctl("list_queues", "--formatter", "json", "name", "messages", "consumers")
-    )
+    rows = rabbit.rows("list_queues", "name", "messages", "consumers")
     mine = [row for row in rows if row["name"].startswith(prefix)]
     return sum(int(row["messages"]) for row in mine), sum(int(row["consumers"]) for row in mine)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 from collections.abc import Iterator
 
@@ -37,9 +36,7 @@ def messages(listener: Listener, subscription: str, until: str) -> list[tuple[st
 
 
 def unacked(rabbit: RabbitServer, queue: str) -> int:
-    rows = json.loads(
-        rabbit.ctl("list_queues", "--formatter", "json", "name", "messages_unacknowledged")
-    )
+    rows = rabbit.rows("list_queues", "name", "messages_unacknowledged")
     return next(int(row["messages_unacknowledged"]) for row in rows if row["name"] == queue)
 
 

@@ -43,12 +43,22 @@ DEPRECATED = (
 )
 
 
-# What `rabbitmqctl list_queues name messages consumers` asks the node, as JSON.
-_QUEUES = """rabbit_json:encode([
+# What rabbitmqctl's lists ask the node, as far as tests ask again and again; {} are the virtual
+# host and the columns.
+_LISTS = {
+    "list_queues": "rabbit_amqqueue:info_all({}, {})",
+    "list_bindings": "rabbit_binding:info_all({}, {})",
+}
+# Columns that are names and counts, and so the same in JSON.
+_PLAIN = {
+    *("name", "messages", "messages_ready", "messages_unacknowledged", "consumers"),
+    *("source_name", "destination_name", "destination_kind", "routing_key"),
+}
+_ROWS = """rabbit_json:encode([
     maps:from_list([
-        {Item, case Value of {resource, _, queue, Name} -> Name; _ -> Value end}
-        || {Item, Value} <- Row])
-    || Row <- rabbit_amqqueue:info_all(<<"/">>, [name, messages, consumers])])"""
+        {{Item, case Value of {{resource, _, _, Name}} -> Name; _ -> Value end}}
+        || {{Item, Value}} <- Row])
+    || Row <- {}])"""
 
 
 def unique(prefix: str) -> str:
@@ -112,7 +122,8 @@ class RabbitMQ:
     def _environment(self) -> dict[str, str]:
         return dict(os.environ)
 
-    def _list(self, what: str, *columns: str, everywhere: bool = False) -> list[dict[str, Any]]:
+    def rows(self, what: str, *columns: str, everywhere: bool = False) -> list[dict[str, Any]]:
+        """Return what a `list_…` command of rabbitmqctl says, a row each; all virtual hosts'?"""
         where = () if everywhere else ("--vhost", self.virtual_host)
         rows: list[dict[str, Any]] = json.loads(
             self.ctl(what, *where, "--formatter", "json", *columns)
@@ -121,14 +132,11 @@ class RabbitMQ:
 
     def list_queues(self) -> dict[str, QueueInfo]:
         """Return the virtual host's queues by name, as the broker counts them now."""
-        rows = self._queue_rows()
+        rows = self.rows("list_queues", "name", "messages", "consumers")
         return {
             row["name"]: QueueInfo(row["name"], int(row["messages"]), int(row["consumers"]))
             for row in rows
         }
-
-    def _queue_rows(self) -> list[dict[str, Any]]:
-        return self._list("list_queues", "name", "messages", "consumers")
 
     def queue(self, name: str) -> QueueInfo | None:
         """Return one queue, or None; asked with a passive declare, so it works on every broker.
@@ -148,16 +156,17 @@ class RabbitMQ:
 
     def list_consumers(self) -> list[dict[str, Any]]:
         """Return rabbitmqctl's list_consumers: queue_name, consumer_tag, prefetch_count …"""
-        return self._list("list_consumers")
+        return self.rows("list_consumers")
 
     def list_bindings(self) -> list[dict[str, Any]]:
         """Return source_name, destination_name, destination_kind, routing_key per binding."""
-        return self._list("list_bindings")
+        columns = ("source_name", "destination_name", "destination_kind", "routing_key")
+        return self.rows("list_bindings", *columns)
 
     def list_connections(self) -> list[dict[str, Any]]:
         """Return name, user, state, channels and peer_port of every connection."""
         columns = ("name", "user", "state", "channels", "peer_port")
-        return self._list("list_connections", *columns, everywhere=True)
+        return self.rows("list_connections", *columns, everywhere=True)
 
     def close_all_connections(self, reason: str = "closed by a test") -> None:
         """Have the broker close every connection: CONNECTION_FORCED to each client."""
@@ -243,14 +252,18 @@ class RabbitServer(RabbitMQ):
             "RABBITMQ_CTL_ERL_ARGS": quiet,
         }
 
-    def _queue_rows(self) -> list[dict[str, Any]]:
+    def rows(self, what: str, *columns: str, everywhere: bool = False) -> list[dict[str, Any]]:
         erl_call = find_erl_call()
-        if erl_call is None:
-            return super()._queue_rows()
+        if erl_call is None or what not in _LISTS or not _PLAIN.issuperset(columns):
+            return super().rows(what, *columns, everywhere=everywhere)
+        host = f'<<"{self.virtual_host}"/utf8>>'
+        asked = _LISTS[what].format(host, f"[{', '.join(columns)}]")
         cookie = (self.directory / "home" / ".erlang.cookie").read_text()
         environment = self._environment()
-        rows: list[dict[str, Any]] = evaluate(erl_call, self.name, cookie, _QUEUES, env=environment)
-        return rows
+        found: list[dict[str, Any]] = evaluate(
+            erl_call, self.name, cookie, _ROWS.format(asked), env=environment
+        )
+        return found
 
     @property
     def running(self) -> bool:
