@@ -13,6 +13,7 @@ import pika.exceptions
 
 from tests.chaos.kafka import KafkaPublisher
 from tests.chaos.sources import LIVE, WORK, Source
+from tests.support.rabbit import NOT_CONNECTED
 
 # Seconds that an answer may take before its outcome counts as unknown.
 ANSWER = 8.0
@@ -92,8 +93,7 @@ class AmqpPublisher:
         while not self._abandoned:
             try:
                 connection = pika.BlockingConnection(self._parameters)
-            except (pika.exceptions.AMQPError, OSError, ValueError):
-                # ValueError is what pika says of a connection that was reset as it was made.
+            except NOT_CONNECTED:
                 time.sleep(0.3)
                 continue
             try:

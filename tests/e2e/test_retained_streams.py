@@ -723,6 +723,16 @@ async def test_a_stream_that_rabbitmq_lost_is_named_and_the_rest_works(
         await other.until(1)
         with pytest.raises(Unavailable, match="cannot reach it"):
             await broker.publish(D(f"/topic/{key}"), b"2")
+        # A gateway that starts meanwhile serves the others, too.
+        late = RabbitBroker(rabbit_fresh.url, retain=[kept])
+        try:
+            await late.start()
+            with pytest.raises(Unavailable, match="cannot reach it"):
+                await late.declare()
+            await late.publish(D(f"/topic/other-{key}"), b"works")
+            await other.until(2)
+        finally:
+            await late.close()
         # What docs/rabbitmq.md says to do about it.
         await asyncio.to_thread(rabbit_fresh.ctl, "eval", removal(name))
         await back(broker)

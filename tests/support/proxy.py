@@ -113,7 +113,11 @@ class _End(asyncio.Protocol):
             self.transport.write(data)
             return
         self._write_closed = True
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # It was reset, which the loop has not noticed yet.
+            self.transport.abort()
+            return
         if self._read_closed:
             self.transport.close()
 

@@ -6,9 +6,16 @@ import contextlib
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
+import pika.exceptions
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+
 from queuecast.brokers.rabbitmq import RabbitBroker
 from tests.support.proxy import TcpProxy
 from tests.support.servers import RabbitMQ
+
+# What pika says of a connection that it could not make to a broker that is killed and cut off.
+# Its timeout is none of its own errors, and a ValueError is a reset while the login goes on.
+NOT_CONNECTED = (pika.exceptions.AMQPError, AMQPConnectorException, OSError, ValueError)
 
 
 def through(proxy: TcpProxy, url: str) -> str:

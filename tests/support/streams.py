@@ -20,6 +20,7 @@ import pika.exceptions
 import websockets
 
 from queuecast.testing import RunningGateway, gateway
+from tests.support.rabbit import NOT_CONNECTED
 from tests.support.sinks import eventually
 
 GAP = "gap"
@@ -288,7 +289,7 @@ class Numbers:
         while not self._stop.is_set():
             try:
                 connection = pika.BlockingConnection(pika.URLParameters(self._url))
-            except (pika.exceptions.AMQPError, OSError):
+            except NOT_CONNECTED:
                 self._stop.wait(0.1)
                 continue
             with contextlib.suppress(pika.exceptions.AMQPError, OSError):
