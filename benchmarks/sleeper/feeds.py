@@ -17,9 +17,10 @@ OUTGROWN = "/topic/*"
 UNRETAINED = "/topic/#"
 FEEDS = {"retained": KEPT, "outgrown": OUTGROWN, "unretained": UNRETAINED}
 
-# Of the rule that is outgrown, and of a feed's log.
+# Of the rule that is outgrown, and of a feed's log: so much that who reads all the time on a
+# machine that stalls for a moment does not fall behind it.
 OUTGROWN_BYTES = 8 << 20
-LOG_BYTES = 4 << 20
+LOG_BYTES = 16 << 20
 
 _CONFIGURATION = """[server]
 port = {port}

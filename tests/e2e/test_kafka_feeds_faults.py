@@ -137,7 +137,7 @@ async def test_no_answer_is_an_unknown_outcome_and_later_publishes_go_on(
     kafka_own: KafkaServer,
 ) -> None:
     topic = await asyncio.to_thread(create, kafka_own)
-    broker = KafkaBroker(kafka_own.url, timeout=1.0, ping=30.0)
+    broker = KafkaBroker(kafka_own.url, timeout=4.0, ping=30.0)
     await broker.start()
     await broker.publish(D(f"/topic/{topic}"), b"0")
     await asyncio.to_thread(kafka_own.kill)

@@ -14,10 +14,10 @@ from benchmarks.sleeper.run import Plan, measure, websockets
 from benchmarks.sleeper.story import missing
 from tests.conftest import Node
 
-SECONDS = 1.5
+SECONDS = 1.2
 RATE = 10_000
 # Large, so that what a gateway would keep for one who sleeps is more than it may cost.
-SIZE = 4000
+SIZE = 3000
 
 
 @pytest.mark.slow
@@ -28,7 +28,7 @@ async def test_clients_that_are_stopped_and_woken(node: Node) -> None:
         return [str(node.command), "sleeper.mjs", f"{url}/sse{quote(destination)}"], node.directory
 
     sleepers = [("retained", eventsource), ("outgrown", websockets), ("unretained", eventsource)]
-    plan = Plan(SECONDS, RATE, SIZE, others=12, sleepers=sleepers)
+    plan = Plan(SECONDS, RATE, SIZE, others=9, sleepers=sleepers)
     # It checks by itself that everybody else has every message in order and no gap, and that who
     # slept has nothing twice, no hole in silence, and what is published in the end.
     figures = await asyncio.to_thread(measure, plan, print)

@@ -370,6 +370,21 @@ class Publisher:
             await _end(producer)
 
 
+def fail_all(accumulator: Any) -> None:
+    """Fail what a producer holds, with ProducerClosed.
+
+    What waits for another attempt aiokafka neither counts as under way nor asks again how it
+    ended; the event loop would complain of both, in the log, as of errors.
+    """
+    batches = [batch for waiting in accumulator._batches.values() for batch in waiting]
+    batches += accumulator._pending_batches
+    accumulator._pending_batches.update(batch for batch in batches if batch.retry_count)
+    accumulator.fail_all(kafka.ProducerClosed())
+    for batch in batches:
+        if not batch._drain_waiter.cancelled():
+            batch._drain_waiter.exception()
+
+
 async def _end(producer: Any) -> None:
     """Close a producer without waiting for what it holds.
 
@@ -380,6 +395,6 @@ async def _end(producer: Any) -> None:
     if sender is not None:
         sender.cancel()
     await producer.client.close()
-    producer._message_accumulator.fail_all(kafka.ProducerClosed())
+    fail_all(producer._message_accumulator)
     with contextlib.suppress(asyncio.CancelledError, kafka.KafkaError, TimeoutError):
         await asyncio.wait_for(producer.stop(), 5)
