@@ -29,6 +29,7 @@ from .options import ENV_PREFIX
 from .pattern import is_pattern
 from .retention import RetainRule, SlowRule
 from .settings import (
+    AdminConfig,
     AllowConfig,
     BridgeConfig,
     BrokerConfig,
@@ -51,6 +52,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The whole configuration; `check()` before use when it was not made by `load()`."""
 
     server: ServerConfig = ServerConfig()
+    admin: AdminConfig = AdminConfig()
     broker: BrokerConfig = BrokerConfig()
     limits: LimitsConfig = LimitsConfig()
     log: LogConfig = LogConfig()
@@ -125,6 +127,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def check(self) -> Config:
         """Return itself if its parts agree; raises ConfigError naming the setting."""
         _check_server(self.server)
+        _check_admin(self.admin)
         scheme = self.broker.url.partition(":")[0]
         if scheme not in BROKER_SCHEMES:
             raise ConfigError(
@@ -159,6 +162,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if not self.rules() and not self.server.allow_anyone:
             _refuse_reach(self.server)
         return self
+
+
+def _check_admin(admin: AdminConfig) -> None:
+    """Refuse an admin listener that anybody could reach; raises ConfigError."""
+    address = admin.address()
+    if admin.token and not re.fullmatch(r"[!-~]{8,512}", admin.token):
+        raise ConfigError("admin.token is not 8 to 512 characters of ASCII without spaces")
+    if address is not None and not is_loopback(address[0]) and not admin.token:
+        raise ConfigError(
+            f"admin.listen: {admin.listen!r} reaches beyond loopback and there is no admin.token",
+            "set QUEUECAST_ADMIN__TOKEN, or listen on 127.0.0.1",
+        )
 
 
 def _check_broker(config: Config) -> None:

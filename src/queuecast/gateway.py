@@ -13,6 +13,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .accounts import Accounts, BrokerAccounts, LocalAccounts, LoginBroker, reader_of
+from .admin.api import Admin
+from .admin.collect import Collector
+from .admin.local import LocalView
 from .aliases import Aliases, concealed
 from .auth.identity import Identity
 from .auth.policy import Policy, Verb
@@ -74,6 +77,9 @@ class Gateway:
         )
         self.url = ""
         self.stomp_url = ""
+        self.admin_url = ""
+        self._admin: Admin | None = None
+        self._loop_lag = 0.0
         self._policy = Policy(config.rules())
         self._refusals = Throttle(logger)
         self._draining = False
@@ -151,11 +157,35 @@ class Gateway:
             self.stomp_url = f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
         self._started = True
         try:
+            await self._open_admin()
             await self._reach_broker()
         except BaseException:
             await self.stop(grace=0)
             raise
         self._spawn(self._sweep(), "sweep")
+
+    def view(self) -> LocalView:
+        """Return what people and Prometheus may see of it; once it is started."""
+        server = self.server
+        collector = Collector(
+            self.hub,
+            self.services,
+            self.broker,
+            server.sockets,
+            kinds=lambda: server.connections.kinds,
+            sockjs=lambda: server.sockjs_sessions,
+            polls=lambda: server.polls,
+            loop_lag=lambda: self._loop_lag,
+        )
+        return LocalView(collector, server.people, server.readiness)
+
+    async def _open_admin(self) -> None:
+        address = self.config.admin.address()
+        if address is None:
+            return
+        host, port = address
+        self._admin = Admin(self.view(), host=host, token=self.config.admin.token)
+        self.admin_url = await self._admin.listen(host, port)
 
     async def drain(self) -> None:
         """Send clients away, spread over `[server] drain`, and let none in; see Server.drain.
@@ -190,6 +220,8 @@ class Gateway:
         if self._drained is not None:
             self._drained.cancel()
         await self.server.stop(SHUTDOWN, grace)
+        if self._admin is not None:
+            await self._admin.close()
         if self._demo is not None:
             await self._demo.close()
         for bridge in self._bridges:
@@ -340,7 +372,9 @@ class Gateway:
 
     async def _sweep(self) -> None:
         while True:
+            due = self.runtime.now() + 1.0
             await asyncio.sleep(1.0)
+            self._loop_lag = max(0.0, self.runtime.now() - due)
             try:
                 await self.hub.sweep()
             except Exception:

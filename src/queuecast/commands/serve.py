@@ -98,6 +98,7 @@ async def _serve(config: Config, file: PidFile | None) -> int:
                 gateway.broker.name,
                 gateway.server.sockets.limit,
                 gateway.stomp_url,
+                gateway.admin_url,
             ),
             flush=True,
         )
@@ -167,7 +168,14 @@ def _why_not(error: OSError, config: Config) -> str:
     return f"cannot listen on {where}: {error.strerror or error}"
 
 
-def banner(config: Config, url: str, broker: str, connections: int, stomp_url: str = "") -> str:
+def banner(
+    config: Config,
+    url: str,
+    broker: str,
+    connections: int,
+    stomp_url: str = "",
+    admin_url: str = "",
+) -> str:
     """Return what a start prints: where it listens, which broker, URLs to paste."""
     socket_url = "ws" + url.removeprefix("http")
     lines = [
@@ -179,6 +187,8 @@ def banner(config: Config, url: str, broker: str, connections: int, stomp_url: s
         f"  STOMP      {socket_url}/ws" + (f" and {stomp_url}" if stomp_url else ""),
         f"  publish    curl -d 'Hello World!' {url}/publish/topic/hello",
     ]
+    if admin_url:
+        lines.append(f"  admin      {admin_url}/admin and {admin_url}/metrics")
     if config.server.demo:
         lines.append(f"  demo       {url}/")
     if config.server.allow_anyone and not config.allow:

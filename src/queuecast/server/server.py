@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from ..aliases import Aliases
 from ..auth.origins import OriginCheck
 from ..config import Config
 from ..disconnect import Disconnect
 from ..errors import ConfigError
+from ..sessions.roll import Present
 from ..sessions.services import Services
 from ..sessions.sockjs import SockJsSessions
 from .connection import Connections
@@ -21,6 +22,7 @@ from .handler import Server as HttpServer
 from .limits import ServerLimits
 from .listener import Listener, raise_open_files
 from .push import Push
+from .roll import roll
 from .sockets import Sockets
 from .sockjs import SockJs, SockJsOptions
 from .stomp import StompDoors
@@ -124,6 +126,24 @@ class Server:
                 f"server.stomp_tcp: cannot listen on {host} port {port}: {error.strerror or error}",
                 "RabbitMQ's STOMP plugin usually has 61613; choose another, or 0 for a free one",
             ) from None
+
+    def people(self) -> Iterator[Present]:
+        """Yield everybody who is connected, or between two requests of a session."""
+        return roll(self.connections, self._sockjs.sessions, self._services.polls)
+
+    def readiness(self) -> tuple[bool, str]:
+        """Return whether clients should come, and what is the matter, for people."""
+        return self._web.readiness()
+
+    @property
+    def sockjs_sessions(self) -> int:
+        """SockJS sessions over HTTP."""
+        return len(self._sockjs.sessions)
+
+    @property
+    def polls(self) -> int:
+        """Long polls that wait, and those whose clients hold messages between two."""
+        return self._web.polls + len(self._services.polls)
 
     async def drain(self, reason: Disconnect, spread: float) -> None:
         """Send all push clients and polls away within `spread` seconds, and let none in.

@@ -219,10 +219,19 @@ class Web:
             self._polls.discard(polling)
             handler.watch(None)
 
-    def _readyz(self) -> web.Response:
-        ready, status = self._ready()
+    @property
+    def polls(self) -> int:
+        """Long polls that wait."""
+        return len(self._polls)
+
+    def readiness(self) -> tuple[bool, str]:
+        """Return whether clients should come, and what is the matter, for people."""
         if self._push.draining:
-            ready, status = False, "drained" if self._services.drain.done else "draining"
+            return False, "drained" if self._services.drain.done else "draining"
+        return self._ready()
+
+    def _readyz(self) -> web.Response:
+        ready, status = self.readiness()
         return _json({"ready": ready, "status": status}, 200 if ready else 503)
 
     def _show(self, path: str) -> web.Response:
