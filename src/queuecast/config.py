@@ -44,6 +44,8 @@ from .settings import (
     TopicConfig,
 )
 
+_LONGEST_NODE_OF_WORKERS = 28
+
 DEFAULT_FILE = "queuecast.toml"
 BROKER_SCHEMES = ("embedded", "amqp", "amqps", "kafka", "kafkas")
 
@@ -140,6 +142,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ConfigError(
                 f"broker.data: {scheme}:// keeps its messages itself", "only embedded: takes it"
             )
+        if self.server.workers > 1:
+            _check_workers(self.server, scheme)
         if self.limits.frame < self.limits.message:
             raise ConfigError("limits.frame is less than limits.message", "a frame holds a message")
         for table, names in (
@@ -162,6 +166,21 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if not self.rules() and not self.server.allow_anyone:
             _refuse_reach(self.server)
         return self
+
+
+def _check_workers(server: ServerConfig, scheme: str) -> None:
+    """Refuse workers who could not be one gateway; raises ConfigError."""
+    if scheme == "embedded":
+        raise ConfigError(
+            f"server.workers: {server.workers} processes cannot share the embedded broker, which "
+            "lives in one",
+            "set broker.url to amqp://… or kafka://…, or leave --workers out",
+        )
+    if len(server.node) > _LONGEST_NODE_OF_WORKERS:
+        raise ConfigError(
+            f"server.node: {server.node!r} is too long with workers, whose numbers follow it",
+            f"at most {_LONGEST_NODE_OF_WORKERS} characters",
+        )
 
 
 def _check_admin(admin: AdminConfig) -> None:

@@ -109,6 +109,16 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
             flag="--allow-anyone",
         ),
     ] = False
+    workers: Annotated[
+        int,
+        option(
+            "Processes that serve clients together on one port, each a whole gateway; more than "
+            "one only with RabbitMQ or Kafka.",
+            flag="--workers",
+            ge=1,
+            le=256,
+        ),
+    ] = 1
     drain: Annotated[
         float,
         option(

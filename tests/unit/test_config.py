@@ -9,7 +9,7 @@ import pytest
 
 from queuecast import options
 from queuecast.brokers.base import BindingSpec
-from queuecast.config import Config, document, load, masked
+from queuecast.config import Config, document, from_tables, load, masked
 from queuecast.errors import ConfigError
 from queuecast.settings import AllowConfig, BridgeConfig, ServerConfig
 

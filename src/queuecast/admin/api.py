@@ -70,6 +70,7 @@ class Admin:
         Whoever opens it is trusted.
         """
         self._origins = None
+        _remove(path)
         loop = asyncio.get_running_loop()
         self._servers.append(await loop.create_unix_server(self._make(), str(path)))
 
@@ -150,6 +151,11 @@ class Admin:
             case _:
                 text = "there is nothing at this address"
                 return _problem(404, BadRequest(text, f"known are {_PATHS}"), "not_found")
+
+
+def _remove(path: Path) -> None:
+    """Remove the socket that a worker left behind when it was killed."""
+    path.unlink(missing_ok=True)
 
 
 def _limit(values: list[str]) -> int:

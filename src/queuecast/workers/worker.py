@@ -1,0 +1,105 @@
+"""One worker process, as its parent sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+
+import msgspec
+
+from .words import Failed, Hello, Report, Said
+
+# Bytes of a line that a worker says of itself.
+_LINE = 1 << 16
+
+
+class WorkerFailed(Exception):
+    """A worker could not start; its text is for the person at the shell."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class Worker:
+    """A process. said: its report, once it serves."""
+
+    def __init__(self, hello: Hello, process: asyncio.subprocess.Process) -> None:
+        self.number = hello.number
+        self.pid = process.pid
+        self.report: Report | None = None
+        self._process = process
+        self._reading = asyncio.create_task(self._read(), name=f"worker {self.number}")
+
+    @classmethod
+    async def start(cls, hello: Hello) -> Worker:
+        """Start a process; raises OSError."""
+        # Not our own folder's modules, unless we were started from it ourselves.
+        safe = () if sys.path[0] in ("", os.getcwd()) else ("-P",)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, *safe, "-m", "queuecast.workers.child"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LINE,
+            pass_fds=(*hello.http, *hello.stomp),
+            # A terminal's Ctrl-C is the parent's to pass on.
+            start_new_session=True,
+        )
+        worker = cls(hello, process)
+        worker.tell(msgspec.json.encode(hello))
+        return worker
+
+    def tell(self, words: bytes) -> None:
+        """Say something; nothing to one who has ended."""
+        stdin = self._process.stdin
+        if stdin is not None and not stdin.is_closing():
+            with contextlib.suppress(ConnectionError):
+                stdin.write(words + b"\n")
+
+    async def up(self) -> Report:
+        """Wait until it serves; raises WorkerFailed."""
+        said = await asyncio.shield(self._reading)
+        if isinstance(said, Failed):
+            raise WorkerFailed(said.text, said.exit_code)
+        if said is None:
+            code = await self._process.wait()
+            raise WorkerFailed(f"worker {self.number} {how(code)} before it served", 1)
+        return said
+
+    async def ended(self) -> int:
+        """Wait for its end; returns the exit code, negative for a signal."""
+        return await self._process.wait()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.returncode is None
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.is_running:
+            self._process.kill()
+
+    async def _read(self) -> Said | None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        try:
+            line = await stdout.readline()
+            said = msgspec.json.decode(line, type=Said) if line else None
+        except (ValueError, msgspec.DecodeError):
+            return None
+        if isinstance(said, Report):
+            self.report = said
+        return said
+
+
+def how(code: int) -> str:
+    """Tell how a process ended."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
