@@ -109,6 +109,9 @@ class Handover:
                         made.headers.add(name, value)
                 made.headers["Server"] = "queuecast"
                 made.content_length = answer.content_length
+                if answer.content_length is None:
+                    # It ends with the owner's connection, and so with the client's.
+                    made.force_close()
                 await made.prepare(request)
                 async for part in answer.content.iter_any():
                     await made.write(part)
