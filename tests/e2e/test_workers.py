@@ -17,8 +17,10 @@ import pytest
 from queuecast.brokers.rabbitmq.streams import stream_name
 from queuecast.cli import _parser
 from queuecast.commands.drain import drain
+from queuecast.config import from_tables
 from queuecast.destination import Destination
 from queuecast.retention import RetainRule
+from queuecast.workers.supervisor import Supervisor
 from tests.conftest import RABBITS, Node, Rabbits
 from tests.e2e.clients import PATIENCE, EventStream, get, request, sse, until
 from tests.e2e.test_sockjs import client
@@ -335,10 +337,7 @@ async def test_workers_end_with_their_parent(newest: RabbitMQ, tmp_path: Path) -
         assert "the parent process has ended" in house.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_second_signal_ends_them_at_once(
-    newest: RabbitMQ, tmp_path: Path, number: signal.Signals
-) -> None:
+async def test_a_second_signal_ends_them_at_once(newest: RabbitMQ, tmp_path: Path) -> None:
     with workers(tmp_path, newest.url, "--drain", "60s") as house:
         async with contextlib.AsyncExitStack() as stack:
             url = f"{house.url}/sse/topic/{unique('stop')}"
@@ -346,12 +345,39 @@ async def test_a_second_signal_ends_them_at_once(
                 stream = await stack.enter_async_context(sse(url))
                 await stream.any()
             processes = house.workers
-            house.process.send_signal(number)
+            house.process.send_signal(signal.SIGINT)
             await until(lambda: "stopping" in house.log, "the first signal")
-            house.process.send_signal(number)
-            assert await asyncio.to_thread(house.process.wait, 30) == 128 + number
+            house.process.send_signal(signal.SIGINT)
+            assert await asyncio.to_thread(house.process.wait, 30) == 128 + signal.SIGINT
             gone, alive = await asyncio.to_thread(psutil.wait_procs, processes, 30)
             assert (len(gone), alive) == (2, [])
+
+
+async def test_workers_accept_from_one_socket_where_ports_cannot_be_shared(
+    newest: RabbitMQ,
+) -> None:
+    server = {"port": 0, "workers": 2, "stomp_tcp": "127.0.0.1:0", "drain": "0s"}
+    config = from_tables({"server": server, "broker": {"url": newest.url}})
+    supervisor = Supervisor(config, "warning", shared=True)
+    try:
+        url = (await supervisor.start()).url
+        first, second = supervisor.processes.values()
+        for victim in (first, None):
+            key = unique("shared")
+            async with contextlib.AsyncExitStack() as stack:
+                target = f"{url}/sse/topic/{key}"
+                streams = [await stack.enter_async_context(sse(target)) for _ in range(8)]
+                for stream in streams:
+                    await stream.any()
+                await asyncio.to_thread(publish, newest, key, "to all")
+                for stream in streams:
+                    assert await stream.data(1) == ["to all"]
+            if victim is not None:
+                # The socket is the parent's: the other goes on accepting from it.
+                psutil.Process(victim).kill()
+        assert second in supervisor.processes.values()
+    finally:
+        assert await supervisor.stop()
 
 
 def test_what_is_wrong_is_said_once(newest: RabbitMQ, tmp_path: Path) -> None:

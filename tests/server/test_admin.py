@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from queuecast.brokers.kafka.broker import KafkaBroker
+from queuecast.brokers.rabbitmq import RabbitBroker
+from queuecast.server.siblings import Place
+from queuecast.workers.view import WorkersView
 from tests.server.house import House, request, running, upgrade
 
 ADMIN = {"listen": "127.0.0.1:0"}
@@ -145,6 +150,22 @@ async def test_the_store_is_measured(tmp_path: Path) -> None:
         )
         assert found("queuecast_store_commit_seconds_sum") > 0
         assert found("queuecast_store_file_bytes") + found("queuecast_store_log_bytes") > 4096
+
+
+async def test_the_table_of_metrics_is_the_metrics(tmp_path: Path) -> None:
+    rabbit, kafka = RabbitBroker("amqp://localhost"), KafkaBroker("kafka://localhost:9092")
+    place = Place(0, 2, "node", tmp_path)
+    async with running(admin=ADMIN, broker={"data": str(tmp_path / "data")}) as house:
+        families = await house.gateway.view().metrics()
+        families += [*rabbit.families(), *kafka.families()]
+        families += await WorkersView(place, list, [0, 0]).metrics()
+    kinds = {family.name: family.kind for family in families}
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text("utf-8")
+    shown: dict[str, str] = {}
+    for names, kind in re.findall(r"^\| (`(?:queuecast|process)_.+?`) \| (\w+) \|", text, re.M):
+        for name in re.findall(r"`(\w+)(?:\{[\w,]+\})?`", names):
+            shown[name] = kind
+    assert shown == kinds
 
 
 async def listing(house: House, query: str = "") -> list[dict[str, Any]]:

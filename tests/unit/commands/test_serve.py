@@ -122,6 +122,12 @@ def test_wrong_settings_are_one_line_and_2(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "secret" not in err
+    assert main(["serve", "--workers", "2"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("queuecast: server.workers: 2 processes cannot share the embedded broker")
+    assert "amqp://" in err
+    assert main(["serve", "--workers", "0"]) == 2
+    assert "--workers: expected int >= 1" in capsys.readouterr().err
     assert main(["serve", "--host", "0.0.0.0"]) == 2
     assert "--allow-anyone" in capsys.readouterr().err
 
