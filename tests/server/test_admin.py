@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from queuecast.admin import api
 from queuecast.brokers.kafka.broker import KafkaBroker
 from queuecast.brokers.rabbitmq import RabbitBroker
 from queuecast.server.siblings import Place
@@ -139,10 +141,15 @@ async def test_queues_are_counted() -> None:
 
 
 async def test_the_store_is_measured(tmp_path: Path) -> None:
-    async with running(admin=ADMIN, broker={"data": str(tmp_path / "data")}) as house:
+    retain = [{"destination": "/topic/kept.#", "bytes": "1MB"}]
+    broker = {"data": str(tmp_path / "data")}
+    async with running(admin=ADMIN, broker=broker, retain=retain) as house:
         for number in range(5):
             await house.publish("/queue/kept", b"%d" % number)
+            await house.publish("/topic/kept.a", b"%d" % number)
         found = await scrape(house)
+        assert found("queuecast_retained_messages", destination="/topic/kept.#") == 5
+        assert found("queuecast_retained_bytes", destination="/topic/kept.#") > 5 * 64
         assert found("queuecast_store_up") == 1
         assert found("queuecast_store_commit_seconds_count") >= 5
         assert found("queuecast_store_commit_seconds_bucket", le="+Inf") == found(
@@ -249,6 +256,20 @@ async def test_strangers_are_refused() -> None:
         assert (status, json.loads(text)["code"]) == (400, "bad_request")
         status, _, text = await get(f"{house.gateway.admin_url}/nothing")
         assert (status, json.loads(text)["code"]) == (404, "not_found")
+
+
+async def test_a_flood_is_bounded_and_who_is_silent_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(api, "_FIRST", 0.2)
+    async with running(admin=ADMIN) as house:
+        port = int(house.gateway.admin_url.rpartition(":")[2])
+        flood = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2 * api.MOST)]
+        for reader, writer in flood:
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+        assert (await scrape(house))("queuecast_broker_up") == 1
 
 
 async def test_a_token_is_asked_for() -> None:

@@ -236,6 +236,18 @@ async def test_what_is_too_large_is_refused_before_it_is_handed_over() -> None:
         assert (status, json.loads(answer)["code"]) == (413, "too_large")
 
 
+async def test_garbage_in_headers_hurts_nobody() -> None:
+    async with workers() as houses:
+        for house in houses:
+            where = places()[0]
+            client = await house.connect(
+                f"POST {where}/xhr HTTP/1.1\r\nHost: localhost\r\nX-Odd: ".encode()
+                + b"\xff\xfe\r\nContent-Length: 0\r\n\r\n"
+            )
+            status, _, body = await client.response()
+            assert (status, body) == (200, b"o\n")
+
+
 async def test_nobody_but_a_worker_says_whose_a_request_is() -> None:
     # The header counts on the workers' own socket alone: over TCP it is only a header.
     async with workers() as houses:

@@ -29,6 +29,10 @@ from .view import View
 
 logger = logging.getLogger(__name__)
 
+# Connections at a time, and the seconds that one has for its first request: who floods the port
+# must not use up the file descriptors that clients need.
+MOST = 64
+_FIRST = 10.0
 # Lines of the list of connections, where the request does not say.
 ROWS = 20
 # How much a stranger may make us read before anything is checked.
@@ -49,6 +53,8 @@ class Admin:
         self._origins: OriginCheck | None = OriginCheck((), host)
         self._servers: list[asyncio.Server] = []
         self._http: web.Server | None = None
+        # Connections without a request, with what ends them; at most MOST.
+        self._silent: dict[asyncio.Protocol, asyncio.TimerHandle] = {}
 
     async def listen(self, host: str, port: int) -> str:
         """Listen on TCP; returns the URL. Raises ConfigError when the address cannot be had."""
@@ -79,20 +85,40 @@ class Admin:
         servers, self._servers = self._servers, []
         for server in servers:
             server.close()
+        for timer in self._silent.values():
+            timer.cancel()
         if self._http is not None:
             await self._http.shutdown(0.1)
 
     def _make(self) -> Callable[[], asyncio.Protocol]:
-        self._http = web.Server(
+        self._http = http = web.Server(
             self._handle,
             access_log=None,
             keepalive_timeout=75.0,
             max_line_size=_HEAD,
             max_field_size=_HEAD,
         )
-        return self._http
+        loop = asyncio.get_running_loop()
+
+        def make() -> asyncio.Protocol:
+            if max(len(http.connections), len(self._silent)) >= MOST:
+                return _Full()
+            made = http()
+            self._silent[made] = loop.call_later(_FIRST, self._end, made)
+            return made
+
+        return make
+
+    def _end(self, silent: web.RequestHandler) -> None:
+        """Cut off who has asked for nothing."""
+        self._silent.pop(silent, None)
+        if silent.transport is not None:
+            silent.transport.abort()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        timer = self._silent.pop(request.protocol, None)
+        if timer is not None:
+            timer.cancel()
         headers: dict[str, str] = {}
         try:
             self._admit(request)
@@ -134,7 +160,7 @@ class Admin:
             case "/metrics":
                 body = render(await view.metrics())
                 return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
-            case "/metrics.json":
+            case "/metrics.json" if self._origins is None:  # for the parent of workers
                 return _json(await view.metrics())
             case "/admin" | "/admin/":
                 shown = page(await view.readiness(), await view.connections(ROWS))
@@ -151,6 +177,14 @@ class Admin:
             case _:
                 text = "there is nothing at this address"
                 return _problem(404, BadRequest(text, f"known are {_PATHS}"), "not_found")
+
+
+class _Full(asyncio.Protocol):
+    """Turns a connection away: there are enough."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
 
 
 def _remove(path: Path) -> None:

@@ -20,7 +20,7 @@ async def serve_workers(config: Config, log_level: str, file: PidFile | None) ->
     """Run all workers; returns the exit code, raises Failure and ConfigError."""
     supervisor = Supervisor(config, log_level)
     asked = asyncio.Event()
-    on_signals(asked, supervisor.kill)
+    on_signals(asked, supervisor.abandon)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _drain, supervisor)
     stopping = asyncio.create_task(asked.wait())
     starting = asyncio.create_task(supervisor.start())

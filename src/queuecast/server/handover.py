@@ -9,6 +9,7 @@ client's own end.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ _CONNECT: Final = 2.0
 _SILENCE: Final = 60.0
 # Seconds for the parent's word on all workers.
 _PARENT: Final = 3.0
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 # Bytes of an answer that is read whole.
 _ANSWER: Final = 1 << 20
 
@@ -189,7 +191,8 @@ class Handover:
 def _headers(request: web.BaseRequest, headers: Mapping[str, str]) -> CIMultiDict[str]:
     made: CIMultiDict[str] = CIMultiDict()
     for name, value in request.headers.items():
-        if name.lower() not in _OWN:
+        # What is not UTF-8 cannot be sent on. Nothing hangs on it: the request was admitted here.
+        if name.lower() not in _OWN and not _SURROGATE.search(value):
             made.add(name, value)
     made["Host"] = headers.get("host", "")
     made[HANDED] = peer_address(headers, request.transport)

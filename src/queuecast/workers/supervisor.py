@@ -110,6 +110,8 @@ class Supervisor:
         self._stopping = True
         for task in self._keeping:
             task.cancel()
+        # One of them may be starting a process.
+        await asyncio.gather(*self._keeping, return_exceptions=True)
         workers = [each for each in self._workers.values() if each.is_running]
         for worker in workers:
             worker.tell(STOP)
@@ -132,6 +134,12 @@ class Supervisor:
         """End all workers at once."""
         for worker in self._workers.values():
             worker.kill()
+
+    def abandon(self) -> None:
+        """End all workers at once, and leave nothing behind."""
+        self.kill()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _tidy(self) -> None:
         for admin in self._admins:

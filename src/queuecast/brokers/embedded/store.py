@@ -91,6 +91,8 @@ class Store:
         self._next_queue = loaded.queues.next_id
         self._last_time = loaded.time
         states, found = loaded.rules, loaded.found
+        names = [str(rule.destination) for rule in self._rules]
+        self.measures.retained = {name: (states, number) for number, name in enumerate(names)}
         path = self.directory / FILE
         self._reader = Reader(path)
         self._tables = [states[number].table for number in range(len(self._rules))]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from pathlib import Path
 
-from ...metrics import Family, counter, gauge, histogram
+from ...metrics import Family, by_label, counter, gauge, histogram
 from .store_batch import Outcome
 from .store_file import FILE
+from .store_writer import RuleState
 
 # Seconds of a commit. Flash takes about a millisecond, a disk that turns ten.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -22,6 +24,9 @@ class StoreMeasures:
         self._seconds = 0.0
         self._failed = 0
         self._units = 0
+        # By destination, its rule among the writer's, which has the numbers: another thread
+        # changes them, each in one step.
+        self.retained: dict[str, tuple[Mapping[int, RuleState], int]] = {}
 
     def committed(self, outcome: Outcome) -> None:
         """Count a batch."""
@@ -34,7 +39,22 @@ class StoreMeasures:
 
     def families(self, waiting: int, *, ok: bool) -> list[Family]:
         """Return the metrics. waiting: bytes that wait for the disk. ok: it can write."""
+        rules = {name: states[number] for name, (states, number) in self.retained.items()}
         return [
+            by_label(
+                "queuecast_retained_messages",
+                "gauge",
+                "Messages that each [[retain]] rule keeps.",
+                "destination",
+                {name: rule.count for name, rule in rules.items()},
+            ),
+            by_label(
+                "queuecast_retained_bytes",
+                "gauge",
+                "Their bytes, as its bound counts them.",
+                "destination",
+                {name: rule.size for name, rule in rules.items()},
+            ),
             gauge("queuecast_store_up", "1 while the last batch could be written.", int(ok)),
             histogram(
                 "queuecast_store_commit_seconds",
