@@ -37,10 +37,9 @@ class Worker:
     @classmethod
     async def start(cls, hello: Hello) -> Worker:
         """Start a process; raises OSError."""
-        # Not our own folder's modules, unless we were started from it ourselves.
-        safe = () if sys.path[0] in ("", os.getcwd()) else ("-P",)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *safe, "-m", "queuecast.workers.child"),
+            *(sys.executable, "-P", "-m", "queuecast.workers.child"),
+            env=_environment(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_LINE,
@@ -93,6 +92,13 @@ class Worker:
         if isinstance(said, Report):
             self.report = said
         return said
+
+
+def _environment() -> dict[str, str]:
+    """Return ours, with the modules that we have from where we have them, and none from the folder
+    that we are in by chance."""
+    path = os.pathsep.join(os.path.abspath(each) for each in sys.path)
+    return os.environ | {"PYTHONPATH": path}
 
 
 def how(code: int) -> str:
