@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,8 +63,10 @@ class Admin:
         try:
             server = await loop.create_server(self._make(), host, port)
         except OSError as error:
+            # Not its own text, in which asyncio repeats the address.
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             raise ConfigError(
-                f"admin.listen: cannot listen on {host} port {port}: {error.strerror or error}",
+                f"admin.listen: cannot listen on {host} port {port}: {why}",
                 "choose another port, or 0 for a free one",
             ) from None
         self._servers.append(server)

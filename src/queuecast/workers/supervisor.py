@@ -17,6 +17,7 @@ import msgspec
 
 from ..admin.api import Admin
 from ..config import Config
+from ..errors import ConfigError
 from ..server.siblings import Place
 from ..settings import AdminConfig
 from .child import PATIENCE
@@ -72,7 +73,16 @@ class Supervisor:
         for use, address in ports.items():
             port = Reservation() if self._shared is None else Reservation(shared=self._shared)
             self._ports[use] = port
-            await port.take(*address)
+            try:
+                await port.take(*address)
+            except OSError as error:
+                if use == "http":
+                    raise
+                host, number = address
+                raise ConfigError(
+                    f"server.stomp_tcp: cannot listen on {host} port {number}: {error.strerror}",
+                    "choose another, or 0 for a free one",
+                ) from None
         self._directory = Path(tempfile.mkdtemp(prefix="queuecast-workers-"))
         # Each worker's is its own: node and number.
         node = config.server.node or f"n{secrets.token_hex(3)}"
