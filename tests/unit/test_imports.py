@@ -55,7 +55,6 @@ LIBRARIES = {
     " commands cli",
     "uvloop": "gateway testing commands cli",
     "jwt": "auth",
-    "prometheus_client": "admin",
     # The event loop belongs to whoever owns sockets; everything else is given what it needs.
     "asyncio": "brokers server admin gateway workers testing commands cli",
 }

@@ -39,7 +39,7 @@ def page(readiness: Readiness, rows: Sequence[Row]) -> bytes:
         f"<style>{_STYLE}</style><h1>Queuecast</h1>"
         f"<p>{state}: {escape(readiness.status)}</p>"
         f"<h2>Furthest behind</h2>{table}"
-        "<p><a href=metrics>metrics</a> · <a href=admin/connections>the list as JSON</a></p>"
+        "<p><a href=/metrics>metrics</a> · <a href=/admin/connections>the list as JSON</a></p>"
     ).encode()
 
 
