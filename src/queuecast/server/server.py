@@ -169,7 +169,8 @@ class Server:
     @property
     def polls(self) -> int:
         """Long polls that wait, and those whose clients hold messages between two."""
-        return self._web.polls + len(self._services.polls)
+        # One that waits stands still no longer, and is among the others already.
+        return self._web.polls + sum(each.paused for each in self._services.polls)
 
     async def drain(self, reason: Disconnect, spread: float) -> None:
         """Send all push clients and polls away within `spread` seconds, and let none in.
