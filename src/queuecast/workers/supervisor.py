@@ -204,7 +204,7 @@ class Supervisor:
                 number,
                 worker.pid,
                 how(code),
-                await self._why(worker),
+                await worker.why(),
                 delay,
             )
             await asyncio.sleep(delay)
@@ -216,11 +216,3 @@ class Supervisor:
             except OSError as error:
                 # Out of memory, processes or descriptors: it may be better in a moment.
                 logger.error("worker %d cannot be started: %s", number, error)
-
-    async def _why(self, worker: Worker) -> str:
-        """Return what a worker said before it ended, if it never served."""
-        try:
-            await worker.up()
-        except WorkerFailed as failed:
-            return f": {failed}"
-        return ""

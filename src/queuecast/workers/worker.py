@@ -68,6 +68,11 @@ class Worker:
             raise WorkerFailed(f"worker {self.number} {how(code)} before it served", 1)
         return said
 
+    async def why(self) -> str:
+        """Return what it said before it ended, if it could not start."""
+        said = await asyncio.shield(self._reading)
+        return f": {said.text}" if isinstance(said, Failed) else ""
+
     async def ended(self) -> int:
         """Wait for its end; returns the exit code, negative for a signal."""
         return await self._process.wait()
