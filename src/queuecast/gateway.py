@@ -192,6 +192,7 @@ class Gateway:
             kinds=lambda: server.connections.kinds,
             sockjs=lambda: server.sockjs_sessions,
             polls=lambda: server.polls,
+            handed=lambda: server.handed,
             loop_lag=lambda: self._loop_lag,
         )
         return LocalView(collector, server.people, server.readiness)

@@ -51,7 +51,8 @@ class Collector:
     """Collects what one process has.
 
     kinds: open push connections by transport. sockjs: sessions over HTTP. polls: long polls that
-    wait. loop_lag: by how many seconds the loop came late to its last errand of every second.
+    wait. handed: requests handed to other workers, by outcome. loop_lag: by how many seconds the
+    loop came late to its last errand of every second.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Collector:
         kinds: Callable[[], Mapping[str, int]],
         sockjs: Callable[[], int],
         polls: Callable[[], int],
+        handed: Callable[[], Mapping[str, int]],
         loop_lag: Callable[[], float],
     ) -> None:
         self._hub = hub
@@ -73,6 +75,7 @@ class Collector:
         self._kinds = kinds
         self._sockjs = sockjs
         self._polls = polls
+        self._handed = handed
         self._loop_lag = loop_lag
 
     async def families(self) -> list[Family]:
@@ -116,6 +119,13 @@ class Collector:
                 "Clients that are connected, by transport.",
                 "transport",
                 kinds,
+            ),
+            by_label(
+                "queuecast_handed_over_total",
+                "counter",
+                "Requests handed to the worker that they belong to, by outcome.",
+                "outcome",
+                self._handed(),
             ),
         ]
 

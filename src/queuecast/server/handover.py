@@ -8,6 +8,7 @@ client's own end.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Mapping
@@ -65,6 +66,8 @@ class Handover:
         self._clients: dict[int, aiohttp.ClientSession] = {}
         self._parent: aiohttp.ClientSession | None = None
         self._under_way = [0] * place.count
+        # Requests handed over so far, by what became of them.
+        self.counts = {"answered": 0, "failed": 0, "left": 0}
 
     async def close(self) -> None:
         """Cut off what is under way."""
@@ -84,10 +87,16 @@ class Handover:
         LimitExceeded, Unavailable (the owner has ended), OutcomeUnknown (while it answered).
         """
         self._count(owner)
+        outcome = "failed"
         try:
-            return await self._forward(request, owner, target, headers, body)
+            answer = await self._forward(request, owner, target, headers, body)
+            outcome = "answered"
+            return answer
+        except (asyncio.CancelledError, ConnectionResetError):
+            outcome = "left"
+            raise
         finally:
-            self._under_way[owner] -= 1
+            self._done(owner, outcome)
 
     async def _forward(
         self, request: web.BaseRequest, owner: int, target: str, headers: Mapping[str, str],
@@ -122,11 +131,13 @@ class Handover:
         except aiohttp.ClientConnectorError as error:
             raise _ended(owner) from error
         except (aiohttp.ClientError, TimeoutError) as error:
+            if transport.is_closing():
+                raise ConnectionResetError("the client went") from error
             logger.warning("worker %d broke off an answer: %s", owner, error or "no answer")
             if made is not None and made.prepared:
                 # The client must see that it is not all.
                 transport.abort()
-                raise ConnectionResetError("the answer was cut") from error
+                raise ConnectionError("the answer was cut") from error
             raise _unknown(owner) from error
 
     async def ask(
@@ -137,6 +148,7 @@ class Handover:
         Raises LimitExceeded, Unavailable, OutcomeUnknown.
         """
         self._count(owner)
+        outcome = "failed"
         try:
             async with self._client(owner).post(
                 URL("http://worker" + path, encoded=True),
@@ -146,13 +158,14 @@ class Handover:
                 found = msgspec.json.decode(await answer.content.read(_ANSWER))
                 if not isinstance(found, dict):
                     raise _unknown(owner)
+                outcome = "answered"
                 return found
         except aiohttp.ClientConnectorError as error:
             raise _ended(owner) from error
         except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
             raise _unknown(owner) from error
         finally:
-            self._under_way[owner] -= 1
+            self._done(owner, outcome)
 
     async def readiness(self) -> tuple[bool, str] | None:
         """Return what the parent says of all workers; None if it does not answer."""
@@ -172,6 +185,10 @@ class Handover:
         if self._under_way[owner] >= MOST:
             raise LimitExceeded(f"{MOST} requests wait for worker {owner}, that is the limit")
         self._under_way[owner] += 1
+
+    def _done(self, owner: int, outcome: str) -> None:
+        self._under_way[owner] -= 1
+        self.counts[outcome] += 1
 
     def _client(self, owner: int) -> aiohttp.ClientSession:
         client = self._clients.get(owner)

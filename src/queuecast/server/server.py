@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ..aliases import Aliases
 from ..auth.origins import OriginCheck
@@ -171,6 +171,11 @@ class Server:
         """Long polls that wait, and those whose clients hold messages between two."""
         # One that waits stands still no longer, and is among the others already.
         return self._web.polls + sum(each.paused for each in self._services.polls)
+
+    @property
+    def handed(self) -> Mapping[str, int]:
+        """Requests handed to other workers so far, by outcome."""
+        return self._handover.counts if self._handover is not None else {}
 
     async def drain(self, reason: Disconnect, spread: float) -> None:
         """Send all push clients and polls away within `spread` seconds, and let none in.
