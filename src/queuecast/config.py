@@ -29,6 +29,7 @@ from .options import ENV_PREFIX
 from .pattern import is_pattern
 from .retention import RetainRule, SlowRule
 from .settings import (
+    AdminConfig,
     AllowConfig,
     BridgeConfig,
     BrokerConfig,
@@ -43,6 +44,8 @@ from .settings import (
     TopicConfig,
 )
 
+_LONGEST_NODE_OF_WORKERS = 28
+
 DEFAULT_FILE = "queuecast.toml"
 BROKER_SCHEMES = ("embedded", "amqp", "amqps", "kafka", "kafkas")
 
@@ -51,6 +54,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The whole configuration; `check()` before use when it was not made by `load()`."""
 
     server: ServerConfig = ServerConfig()
+    admin: AdminConfig = AdminConfig()
     broker: BrokerConfig = BrokerConfig()
     limits: LimitsConfig = LimitsConfig()
     log: LogConfig = LogConfig()
@@ -125,6 +129,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def check(self) -> Config:
         """Return itself if its parts agree; raises ConfigError naming the setting."""
         _check_server(self.server)
+        _check_admin(self.admin)
         scheme = self.broker.url.partition(":")[0]
         if scheme not in BROKER_SCHEMES:
             raise ConfigError(
@@ -137,6 +142,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ConfigError(
                 f"broker.data: {scheme}:// keeps its messages itself", "only embedded: takes it"
             )
+        if self.server.workers > 1:
+            _check_workers(self.server, scheme)
         if self.limits.frame < self.limits.message:
             raise ConfigError("limits.frame is less than limits.message", "a frame holds a message")
         for table, names in (
@@ -159,6 +166,33 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if not self.rules() and not self.server.allow_anyone:
             _refuse_reach(self.server)
         return self
+
+
+def _check_workers(server: ServerConfig, scheme: str) -> None:
+    """Refuse workers who could not be one gateway; raises ConfigError."""
+    if scheme == "embedded":
+        raise ConfigError(
+            f"server.workers: {server.workers} processes cannot share the embedded broker, which "
+            "lives in one",
+            "set broker.url to amqp://… or kafka://…, or leave --workers out",
+        )
+    if len(server.node) > _LONGEST_NODE_OF_WORKERS:
+        raise ConfigError(
+            f"server.node: {server.node!r} is too long with workers, whose numbers follow it",
+            f"at most {_LONGEST_NODE_OF_WORKERS} characters",
+        )
+
+
+def _check_admin(admin: AdminConfig) -> None:
+    """Refuse an admin listener that anybody could reach; raises ConfigError."""
+    address = admin.address()
+    if admin.token and not re.fullmatch(r"[!-~]{8,512}", admin.token):
+        raise ConfigError("admin.token is not 8 to 512 characters of ASCII without spaces")
+    if address is not None and not is_loopback(address[0]) and not admin.token:
+        raise ConfigError(
+            f"admin.listen: {admin.listen!r} reaches beyond loopback and there is no admin.token",
+            "set QUEUECAST_ADMIN__TOKEN, or listen on 127.0.0.1",
+        )
 
 
 def _check_broker(config: Config) -> None:

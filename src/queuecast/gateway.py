@@ -13,6 +13,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .accounts import Accounts, BrokerAccounts, LocalAccounts, LoginBroker, reader_of
+from .admin.api import Admin
+from .admin.collect import Collector
+from .admin.local import LocalView
 from .aliases import Aliases, concealed
 from .auth.identity import Identity
 from .auth.policy import Policy, Verb
@@ -37,6 +40,7 @@ from .message import Properties
 from .queuespec import PLAIN, ConsumeSpec
 from .server.loop import LoopRuntime
 from .server.server import Server
+from .server.siblings import Place
 from .server.throttle import Throttle
 from .sessions.acks import Acks
 from .sessions.idempotency import IdempotencyKeys
@@ -49,6 +53,16 @@ logger = logging.getLogger(__name__)
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
 
 
+def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the fastest event loop there is; None: asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None  # where it does not exist, plain asyncio does the same more slowly
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
 class Gateway:
     """A running Queuecast: `await start()`, then `await stop()`.
 
@@ -58,9 +72,13 @@ class Gateway:
     'http://127.0.0.1:49152'
     """
 
-    def __init__(self, config: Config) -> None:
-        """Raises ConfigError for what the configuration alone shows to be wrong."""
+    def __init__(self, config: Config, place: Place | None = None) -> None:
+        """Raises ConfigError for what the configuration alone shows to be wrong.
+
+        place: of this worker among several on one port.
+        """
         self.config = config
+        self._place = place
         self._deliveries = DeliveryBudget(config.limits.deliveries)
         self.broker: Broker = make_broker(
             config.broker.url,
@@ -74,6 +92,9 @@ class Gateway:
         )
         self.url = ""
         self.stomp_url = ""
+        self.admin_url = ""
+        self._admin: Admin | None = None
+        self._loop_lag = 0.0
         self._policy = Policy(config.rules())
         self._refusals = Throttle(logger)
         self._draining = False
@@ -134,7 +155,7 @@ class Gateway:
             ),
             queues=self.broker,
             deliveries=self._deliveries,
-            acks=Acks(config.server.node),
+            acks=Acks(config.server.node if self._place is None else self._place.name),
             returns=Returns(
                 config.limits.max_redeliveries, config.max_redeliveries(), now=runtime.now
             ),
@@ -142,7 +163,9 @@ class Gateway:
         self.services.alias = aliases.match
         self.accounts = self._accounts()
         self.services.login = self.accounts.login
-        self.server = Server(self.services, config, aliases, self._readiness, self._page())
+        self.server = Server(
+            self.services, config, aliases, self._readiness, self._page(), place=self._place
+        )
         # The port first: a second gateway must not touch the first one's queues.
         host, port = await self.server.start()
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}{config.server.prefix}"
@@ -151,11 +174,40 @@ class Gateway:
             self.stomp_url = f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
         self._started = True
         try:
+            await self._open_admin()
             await self._reach_broker()
         except BaseException:
             await self.stop(grace=0)
             raise
         self._spawn(self._sweep(), "sweep")
+
+    def view(self) -> LocalView:
+        """Return what people and Prometheus may see of it; once it is started."""
+        server = self.server
+        collector = Collector(
+            self.hub,
+            self.services,
+            self.broker,
+            server.sockets,
+            kinds=lambda: server.connections.kinds,
+            sockjs=lambda: server.sockjs_sessions,
+            polls=lambda: server.polls,
+            handed=lambda: server.handed,
+            loop_lag=lambda: self._loop_lag,
+        )
+        return LocalView(collector, server.people, server.readiness)
+
+    async def _open_admin(self) -> None:
+        if self._place is not None:
+            self._admin = Admin(self.view())
+            await self._admin.listen_unix(self._place.admin(self._place.number))
+            return
+        address = self.config.admin.address()
+        if address is None:
+            return
+        host, port = address
+        self._admin = Admin(self.view(), host=host, token=self.config.admin.token)
+        self.admin_url = await self._admin.listen(host, port)
 
     async def drain(self) -> None:
         """Send clients away, spread over `[server] drain`, and let none in; see Server.drain.
@@ -190,6 +242,8 @@ class Gateway:
         if self._drained is not None:
             self._drained.cancel()
         await self.server.stop(SHUTDOWN, grace)
+        if self._admin is not None:
+            await self._admin.close()
         if self._demo is not None:
             await self._demo.close()
         for bridge in self._bridges:
@@ -303,6 +357,8 @@ class Gateway:
         await self.broker.start()
         await self.broker.declare(config.exchange_specs(), config.queue_specs())
         logger.info("connected to %s", self.broker.name)
+        if self._place is not None and not self._place.is_first:
+            return  # a bridge keeps its queue's order, and so there is one
         for source, target, prefetch in config.bridge_pairs():
             self._bridge(source, target, prefetch)
         if config.server.demo:
@@ -341,7 +397,9 @@ class Gateway:
 
     async def _sweep(self) -> None:
         while True:
+            due = self.runtime.now() + 1.0
             await asyncio.sleep(1.0)
+            self._loop_lag = max(0.0, self.runtime.now() - due)
             try:
                 await self.hub.sweep()
             except Exception:

@@ -20,6 +20,17 @@ _HOST_PORT = re.compile(
 _SCRIPT_URL = re.compile(r"(?:https?:/)?/[A-Za-z0-9._~:/?#@!$&()*+,;=%\[\]-]+")
 
 
+def _host_port(setting: str, text: str, host: str, example: str) -> tuple[str, int]:
+    """Read [HOST:]PORT; host: where none is given. Raises ConfigError."""
+    found = _HOST_PORT.fullmatch(text)
+    if found is None or int(found["port"]) > 65535:
+        raise ConfigError(
+            f"{setting}: {text!r} is not [HOST:]PORT",
+            f'e.g. "{example}", "0.0.0.0:{example}", "[::1]:{example}"',
+        )
+    return found["six"] or found["host"] or host, int(found["port"])
+
+
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
@@ -98,6 +109,16 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
             flag="--allow-anyone",
         ),
     ] = False
+    workers: Annotated[
+        int,
+        option(
+            "Processes that serve clients together on one port, each a whole gateway; more than "
+            "one only with RabbitMQ or Kafka.",
+            flag="--workers",
+            ge=1,
+            le=256,
+        ),
+    ] = 1
     drain: Annotated[
         float,
         option(
@@ -160,13 +181,33 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
         """Return host and port of STOMP over TCP, None when it is off; raises ConfigError."""
         if not self.stomp_tcp:
             return None
-        found = _HOST_PORT.fullmatch(self.stomp_tcp)
-        if found is None or int(found["port"]) > 65535:
-            raise ConfigError(
-                f"server.stomp_tcp: {self.stomp_tcp!r} is not [HOST:]PORT",
-                'e.g. "61613", "0.0.0.0:61613", "[::1]:61613"',
-            )
-        return found["six"] or found["host"] or self.host, int(found["port"])
+        return _host_port("server.stomp_tcp", self.stomp_tcp, self.host, "61613")
+
+
+class AdminConfig(_Table, frozen=True, kw_only=True):
+    """[admin]"""
+
+    listen: Annotated[
+        str,
+        option(
+            "Where `/metrics`, `/admin` and health are served, apart from clients: `[HOST:]PORT`, "
+            "on loopback where no host is given; nowhere when empty.",
+            flag="--admin",
+        ),
+    ] = ""
+    token: Annotated[
+        str,
+        option(
+            "What requests there have to show, as `Authorization: Bearer TOKEN`; needed where "
+            "`listen` reaches beyond loopback. Rather set it in the environment."
+        ),
+    ] = ""
+
+    def address(self) -> tuple[str, int] | None:
+        """Return host and port, None when it is off; raises ConfigError."""
+        if not self.listen:
+            return None
+        return _host_port("admin.listen", self.listen, "127.0.0.1", "15675")
 
 
 class BrokerConfig(_Table, frozen=True, kw_only=True):

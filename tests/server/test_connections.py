@@ -31,6 +31,8 @@ class FakeTransport:
 
 
 class FakeSession:
+    kind = "fake"
+
     def __init__(self, calls: list[str]) -> None:
         self.calls = calls
         self.beats: list[float] = []

@@ -55,6 +55,9 @@ class FakeBroker:
     ready = True
     refused = None
 
+    def families(self) -> list[Any]:
+        return []
+
     async def check_feed(self, destination: Any) -> None: ...
 
     async def open_feed(self, destination: Any, sink: Any) -> Any:

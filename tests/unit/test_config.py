@@ -9,7 +9,7 @@ import pytest
 
 from queuecast import options
 from queuecast.brokers.base import BindingSpec
-from queuecast.config import Config, document, load, masked
+from queuecast.config import Config, document, from_tables, load, masked
 from queuecast.errors import ConfigError
 from queuecast.settings import AllowConfig, BridgeConfig, ServerConfig
 
@@ -370,3 +370,17 @@ def test_where_stomp_cannot_listen(text: str) -> None:
 def test_stomp_beyond_loopback_needs_rules_too() -> None:
     with pytest.raises(ConfigError, match=r"stomp_tcp.*\[\[allow\]\]"):
         Config(server=ServerConfig(stomp_tcp="0.0.0.0:61613")).check()
+
+
+def test_an_admin_listener_beyond_loopback_needs_a_token() -> None:
+    assert from_tables({"admin": {"listen": "15675"}}).admin.address() == ("127.0.0.1", 15675)
+    assert from_tables({}).admin.address() is None
+    for listen in ("0.0.0.0:15675", "[::]:1", "10.0.0.1:15675"):
+        with pytest.raises(ConfigError, match=r"admin\.token"):
+            from_tables({"admin": {"listen": listen}})
+        made = from_tables({"admin": {"listen": listen, "token": "long-enough"}})
+        assert made.admin.address() is not None
+    with pytest.raises(ConfigError, match=r"admin\.listen"):
+        from_tables({"admin": {"listen": "here"}})
+    with pytest.raises(ConfigError, match=r"admin\.token"):
+        from_tables({"admin": {"token": "short"}})

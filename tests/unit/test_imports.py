@@ -36,8 +36,9 @@ PARTS = {
     "accounts": "brokers hub sessions sharing",
     "demo": "sessions",
     "gateway": "codecs hub brokers auth sessions config server admin bridge accounts demo",
+    "workers": "admin config gateway server settings",
     "testing": "config gateway",
-    "commands": "codecs config options gateway",
+    "commands": "codecs config options gateway workers",
     "cli": "codecs config options gateway commands",
     "__main__": "cli",
 }
@@ -46,17 +47,16 @@ PARTS = {
 LIBRARIES = {
     "pika": "brokers.rabbitmq",
     "aiokafka": "brokers.kafka",
-    "aiohttp": "server admin gateway testing commands cli",
+    "aiohttp": "server admin gateway workers testing commands cli",
     "multidict": "server admin gateway testing commands cli",
     "yarl": "server admin gateway testing commands cli",
     "httptools": "codecs server",
-    "msgspec": "codecs auth sessions options settings config server admin gateway testing commands"
-    " cli",
+    "msgspec": "codecs auth sessions options settings config server admin gateway workers testing"
+    " commands cli",
     "uvloop": "gateway testing commands cli",
     "jwt": "auth",
-    "prometheus_client": "admin",
     # The event loop belongs to whoever owns sockets; everything else is given what it needs.
-    "asyncio": "brokers server admin gateway testing commands cli",
+    "asyncio": "brokers server admin gateway workers testing commands cli",
 }
 
 # A broker's client is imported only once its URL scheme is asked for, so a plain install works.

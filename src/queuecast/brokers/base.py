@@ -17,7 +17,7 @@ The law, for every broker:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,6 +25,7 @@ from ..delivery import Consumer, Delivery, DeliverySink
 from ..destination import Destination
 from ..errors import QueuecastError
 from ..message import NO_PROPERTIES, Message, Properties
+from ..metrics import Family
 from ..position import Mark, Start
 from ..queuespec import PLAIN, BindingSpec, ConsumeSpec, Owner, QueueSpec
 from ..retention import TOPIC_EXCHANGE
@@ -202,6 +203,9 @@ class Broker(Protocol):
     @property
     def status(self) -> str:
         """What is the matter, for people: "connected", "connecting: refused, next in 2 s" …"""
+
+    def families(self) -> Iterable[Family]:
+        """Return what is measured of it; made for each scrape, from counters that are there."""
 
     async def declare(
         self, exchanges: Sequence[ExchangeSpec] = (), queues: Sequence[QueueSpec] = ()

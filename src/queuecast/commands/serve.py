@@ -35,8 +35,22 @@ def serve(arguments: argparse.Namespace) -> int:
     )
     # aiohttp's access log would repeat what stands in query strings, tokens among it.
     logging.getLogger("aiohttp.access").disabled = True
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_run(config))
+    file = PidFile(config.server.pid_file) if config.server.pid_file else None
+    if file is not None:
+        file.take()
+    try:
+        if config.server.workers > 1:
+            from .workers import serve_workers
+
+            return asyncio.run(serve_workers(config, arguments.log_level, file))
+        # Here, not above: the other commands need none of it.
+        from ..gateway import fastest_loop
+
+        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+            return runner.run(_serve(config, file))
+    finally:
+        if file is not None:
+            file.leave()
 
 
 def flags_of(arguments: argparse.Namespace) -> dict[str, str]:
@@ -51,33 +65,12 @@ def flags_of(arguments: argparse.Namespace) -> dict[str, str]:
     return flags
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None  # where it does not exist, plain asyncio does the same more slowly
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-async def _run(config: Config) -> int:
-    file = PidFile(config.server.pid_file) if config.server.pid_file else None
-    if file is None:
-        return await _serve(config, None)
-    file.take()
-    try:
-        return await _serve(config, file)
-    finally:
-        file.leave()
-
-
 async def _serve(config: Config, file: PidFile | None) -> int:
-    # Here, not above: the other commands need none of it.
     from ..gateway import Gateway
 
     gateway = Gateway(config)
     asked = asyncio.Event()
-    _on_signals(asked)
+    on_signals(asked)
     _on_drain(gateway)
     stopping = asyncio.create_task(asked.wait())
     starting = asyncio.create_task(gateway.start())
@@ -90,7 +83,7 @@ async def _serve(config: Config, file: PidFile | None) -> int:
         try:
             await starting
         except OSError as error:
-            raise Failure(_why_not(error, config)) from None
+            raise Failure(why_not(error, config)) from None
         print(
             banner(
                 config,
@@ -98,6 +91,7 @@ async def _serve(config: Config, file: PidFile | None) -> int:
                 gateway.broker.name,
                 gateway.server.sockets.limit,
                 gateway.stomp_url,
+                gateway.admin_url,
             ),
             flush=True,
         )
@@ -116,12 +110,16 @@ async def _serve(config: Config, file: PidFile | None) -> int:
     return 0
 
 
-def _on_signals(asked: asyncio.Event) -> None:
-    """Set `asked` at the first SIGTERM or SIGINT, exit at once at the second."""
+def on_signals(asked: asyncio.Event, at_once: Callable[[], object] = lambda: None) -> None:
+    """Set `asked` at the first SIGTERM or SIGINT, exit at once at the second.
+
+    at_once: what is to be done before that.
+    """
     loop = asyncio.get_running_loop()
 
     def stop(number: int) -> None:
         if asked.is_set():
+            at_once()
             os._exit(128 + number)
         asked.set()
 
@@ -156,7 +154,7 @@ def _on_drain(gateway: Gateway) -> None:
     loop.add_signal_handler(number, drain)
 
 
-def _why_not(error: OSError, config: Config) -> str:
+def why_not(error: OSError, config: Config) -> str:
     server = config.server
     where = f"{server.host} port {server.port}"
     if error.errno == errno.EADDRINUSE:
@@ -167,7 +165,14 @@ def _why_not(error: OSError, config: Config) -> str:
     return f"cannot listen on {where}: {error.strerror or error}"
 
 
-def banner(config: Config, url: str, broker: str, connections: int, stomp_url: str = "") -> str:
+def banner(
+    config: Config,
+    url: str,
+    broker: str,
+    connections: int,
+    stomp_url: str = "",
+    admin_url: str = "",
+) -> str:
     """Return what a start prints: where it listens, which broker, URLs to paste."""
     socket_url = "ws" + url.removeprefix("http")
     lines = [
@@ -179,6 +184,8 @@ def banner(config: Config, url: str, broker: str, connections: int, stomp_url: s
         f"  STOMP      {socket_url}/ws" + (f" and {stomp_url}" if stomp_url else ""),
         f"  publish    curl -d 'Hello World!' {url}/publish/topic/hello",
     ]
+    if admin_url:
+        lines.append(f"  admin      {admin_url}/admin and {admin_url}/metrics")
     if config.server.demo:
         lines.append(f"  demo       {url}/")
     if config.server.allow_anyone and not config.allow:

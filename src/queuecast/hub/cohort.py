@@ -105,6 +105,7 @@ class Cohort:
         self.cursor = chunk.end
         self.vector = chunk.after
         data = chunk.data
+        stats.bytes += len(self.members) * len(data)
         for outlet in self.members.values():
             box = outlet.box
             if not box:

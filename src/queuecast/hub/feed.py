@@ -14,6 +14,7 @@ from typing import Protocol
 
 from ..errors import BadPosition, QueuecastError
 from ..message import Message
+from ..metrics import count_up
 from ..position import MAX_POSITION_TEXT, Mark, Position, Start, Vector, new_epoch
 from ..retention import SlowPolicy
 from .align import aligned
@@ -179,6 +180,7 @@ class Feed:
     def gap(self, reason: str, start: Sequence[Mark] | None = None) -> None:
         """Append a gap, and go on with a new epoch."""
         logger.warning("gap on %s: %s", self.name, reason)
+        count_up(self.ticker.stats.feed_gaps, reason)
         marks = start or [Mark(new_epoch(self._node), 0)] * len(self.log.head.marks)
         now = self._now()
         # A lane that goes on where it stood has lost nothing (one Kafka partition among many).

@@ -132,6 +132,11 @@ class Hub:
         return self._budget.used
 
     @property
+    def evicted(self) -> int:
+        """Messages that all logs have dropped so far."""
+        return self._budget.evicted
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of the broker's history held, or on their way, for those behind the logs."""
         return self._pages.used

@@ -96,12 +96,13 @@ def size_of(message: Message) -> int:
 
 
 class Budget:
-    """Bytes held by all logs of the node."""
+    """Bytes held by all logs of the node. evicted: messages and gaps that they have dropped."""
 
-    __slots__ = ("used",)
+    __slots__ = ("evicted", "used")
 
     def __init__(self) -> None:
         self.used = 0
+        self.evicted = 0
 
 
 class Place(NamedTuple):
@@ -230,6 +231,7 @@ class Log:
         """Apply the bounds from the oldest entry on."""
         limits = self._limits
         oldest_allowed = now - limits.age
+        base = self.base
         while self.base < self.next:
             entry = self._entries[self._first]
             if (
@@ -239,13 +241,16 @@ class Log:
             ):
                 break
             self.drop_oldest()
+        self._budget.evicted += self.base - base
         self._trim()
 
     def halve(self) -> None:
         """Drop the older half: the node's budget is used up."""
         goal = self.bytes // 2
+        base = self.base
         while self.base < self.next and self.bytes > goal:
             self.drop_oldest()
+        self._budget.evicted += self.base - base
         self._trim()
 
     def clear(self) -> None:

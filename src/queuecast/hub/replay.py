@@ -128,7 +128,7 @@ class Replay:
         vector.marks[part.first : part.first + part.lanes] = sheet.start
         subscription.vector = vector
         first = str(vector)
-        subscription.feed.ticker.stats.gaps += 1
+        subscription.feed.ticker.stats.gap(sheet.gap)
         return subscription.cohort.encoding.encode_gap(Gap(sheet.gap, last, first), first)
 
     def _chunk(self, sheet: Sheet) -> _Chunk | None:

@@ -18,8 +18,9 @@ from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import QueuecastError, TooSlow
+from ..metrics import count_up
 from ..position import Mark, Position, Vector
-from .log import AHEAD, Entry, Gap, Log, Place
+from .log import AHEAD, NOT_WRITTEN, Entry, Gap, Log, Place
 from .newest import Conflation
 from .replay import Replay
 
@@ -115,6 +116,40 @@ class Subscription:
         told: a client that is cut off in between would go on behind the gap and never know."""
         return self.gap is None
 
+    @property
+    def lag(self) -> int:
+        """Messages of the feed that it has not got.
+
+        While it reads the broker's history: as far as offsets tell, which may count others'
+        messages as well.
+        """
+        log = self.feed.log
+        if self.live:
+            return log.next - self.cohort.cursor
+        if self.replay is None:
+            return log.next - self.cursor
+        return sum(
+            max(0, mine.offset - mark.offset)
+            for mine, mark in zip(self.feed.position(), self.vector.marks, strict=False)
+            if mine.epoch == mark.epoch
+        )
+
+    @property
+    def lag_bytes(self) -> int:
+        """Bytes of those that are in the log; it looks at each of them."""
+        seq = self.cohort.cursor if self.live else self.cursor
+        log = self.feed.log
+        return sum(entry.size - NOT_WRITTEN for entry in log.read(max(seq, log.base), log.bytes)[0])
+
+    @property
+    def state(self) -> str:
+        """Where it reads: live, log, history; or paused, when its connection takes no bytes."""
+        if self.live:
+            return "live"
+        if self.outlet.paused:
+            return "paused"
+        return "log" if self.replay is None else "history"
+
     def flow(self) -> None:
         """Begin, or go on after `pause`."""
         if self.closed or self.live or self.outlet.paused:
@@ -150,6 +185,8 @@ class Subscription:
 
     def fail(self, error: QueuecastError) -> None:
         """End the subscription and let its session tell the client why."""
+        if not self.closed:
+            count_up(self.feed.ticker.stats.failed, error.code)
         self.close()
         try:
             self.outlet.feed_failed(self, error)
@@ -169,7 +206,7 @@ class Subscription:
             self._fall_out(log)
         if self.gap is not None:
             gap, self.gap = self.gap, None
-            self.feed.ticker.stats.gaps += 1
+            self.feed.ticker.stats.gap(gap.reason)
             return self.cohort.encoding.encode_gap(gap, gap.first)
         if self.replay is not None:
             data = self.replay.step()

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import QueuecastError
+from ..metrics import count_up
 from ..runtime import Runtime
 
 if TYPE_CHECKING:
@@ -32,17 +33,30 @@ class Stats:
     """Plain counters over the life of the hub.
 
     appended: messages into logs. encodes: calls of an encoding; encoded: entries in them.
-    deliveries: messages times live members. writes: writes to connections by ticks.
-    gaps: gap notices to single subscribers.
+    deliveries: messages times live members. caught_up: chunks to single subscribers behind the
+    head. bytes: of all that was handed to connections. writes: writes to connections by ticks.
+    gaps: gap notices to single subscribers; gap_reasons tells why. feed_gaps: holes in feeds, of
+    which everybody is told who listens, by reason. failed: subscriptions ended by an error, by
+    its code.
     """
 
     appended: int = 0
     encodes: int = 0
     encoded: int = 0
     deliveries: int = 0
+    caught_up: int = 0
+    bytes: int = 0
     writes: int = 0
     gaps: int = 0
     ticks: int = 0
+    gap_reasons: dict[str, int] = field(default_factory=dict)
+    feed_gaps: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+
+    def gap(self, reason: str) -> None:
+        """Count a gap notice to one subscriber."""
+        self.gaps += 1
+        count_up(self.gap_reasons, reason)
 
 
 class Ticker:
@@ -115,6 +129,8 @@ class Ticker:
                 continue
             self._behind[subscription] = None  # at the end: turns among those of one outlet
             if data:
+                self.stats.caught_up += 1
+                self.stats.bytes += len(data)
                 if not box:
                     outlets.append(outlet)
                 box.append(data)

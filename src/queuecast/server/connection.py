@@ -27,6 +27,8 @@ WRITE_BUFFER = 64 * 1024
 class Session(Protocol):
     """What a connection needs of sessions.base.Session."""
 
+    @property
+    def kind(self) -> str: ...
     def start(self) -> None: ...
     def receive_data(self, data: bytes, /) -> None: ...
     def eof_received(self) -> None: ...
@@ -80,6 +82,8 @@ class Connections:
         self._next_slot = 0
         self._turn = 0
         self._empty: asyncio.Event | None = None
+        # Open connections by the kind of their sessions.
+        self.kinds: dict[str, int] = {}
 
     def __len__(self) -> int:
         return sum(len(slot) for slot in self._wheel)
@@ -107,6 +111,7 @@ class Connections:
         # Round robin: heartbeats stay spread evenly even when everybody came at once.
         self._next_slot = (self._next_slot + 1) % len(self._wheel)
         self._wheel[connection.slot][connection] = None
+        self.kinds[session.kind] = self.kinds.get(session.kind, 0) + 1
         transport.set_protocol(connection)
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
         if release is not None:
@@ -121,6 +126,7 @@ class Connections:
     def remove(self, connection: Connection) -> None:
         """Forget a connection that is gone."""
         del self._wheel[connection.slot][connection]
+        self.kinds[connection.session.kind] -= 1
         self._sockets.leave()
         if self._empty is not None and not len(self):
             self._empty.set()

@@ -17,6 +17,7 @@ from .connection import Connections
 from .gate import Gate
 from .limits import ServerLimits
 from .push import Push, Way, answer, way_of
+from .siblings import Place
 from .sockets import Sockets
 from .throttle import Throttle
 
@@ -43,14 +44,18 @@ class Doors:
         sockets: Sockets,
         limits: ServerLimits,
         now: Callable[[], float],
+        place: Place | None = None,
     ) -> None:
-        """hand_over: makes the protocol for everything that is not push. now: monotonic seconds."""
+        """hand_over: makes the protocol for everything that is not push. now: monotonic seconds.
+        place: this worker's among several.
+        """
         self.gate = gate
         self.push = push
         self.connections = connections
         self.hand_over = hand_over
         self.sockets = sockets
         self.limits = limits
+        self.place = place
         self.throttle = Throttle(logger)
         self.closed = False
         self._reading: dict[Door, float] = {}
@@ -165,6 +170,13 @@ class Door(asyncio.Protocol):
         route = doors.gate.route(head.path, head.query)
         way = way_of(route, head.method)
         if way is None or _has_body(head):
+            self._hand_over(head)
+            return
+        place = doors.place
+        if (
+            place is not None
+            and place.owner(route, head.method, head.query, head.headers) is not None
+        ):
             self._hand_over(head)
             return
         key = None

@@ -21,6 +21,7 @@ from ..paths import DEFAULT_PATHS, StompPaths
 from ..sessions.request import SubscribeRequest, parse_subscribe
 from ..sessions.services import Services
 from ..sessions.stomp import Peer
+from .peer import peer_address
 from .stomp import basic_login, peer_of_request
 from .throttle import Throttle
 
@@ -139,7 +140,7 @@ class Gate:
 
         headers: lower-case names. transport: whose peer may be a trusted proxy.
         """
-        trusted = self._trusts(transport)
+        trusted = self._trusts(headers, transport)
         try:
             if route.verb in GUARDED and not _is_frame(route):
                 headers = _signed(route, headers)
@@ -156,17 +157,19 @@ class Gate:
         self, headers: Mapping[str, str], methods: str, transport: asyncio.BaseTransport | None
     ) -> dict[str, str]:
         """Return the headers that answer an admitted OPTIONS."""
-        return self._origins.preflight(headers, methods, trusted_proxy=self._trusts(transport))
+        return self._origins.preflight(
+            headers, methods, trusted_proxy=self._trusts(headers, transport)
+        )
 
-    def _trusts(self, transport: asyncio.BaseTransport | None) -> bool:
-        if self._is_proxy is None or transport is None:
+    def _trusts(self, headers: Mapping[str, str], transport: asyncio.BaseTransport | None) -> bool:
+        if self._is_proxy is None:
             return False
-        peer = transport.get_extra_info("peername")
-        return bool(peer) and self._is_proxy(peer[0])
+        address = peer_address(headers, transport)
+        return bool(address) and self._is_proxy(address)
 
     def ancestors(self, headers: Mapping[str, str], transport: asyncio.BaseTransport | None) -> str:
         """Return whose pages may frame ours; see OriginCheck."""
-        return self._origins.ancestors(headers, trusted_proxy=self._trusts(transport))
+        return self._origins.ancestors(headers, trusted_proxy=self._trusts(headers, transport))
 
     def peer(self, headers: Mapping[str, str], transport: asyncio.BaseTransport) -> Peer:
         """Return who asks for STOMP."""

@@ -11,6 +11,8 @@ class Refusal:
 
     __slots__ = ("_answer", "_transport")
 
+    kind = "refusal"
+
     def __init__(self, transport: Transport, answer: bytes) -> None:
         self._transport = transport
         self._answer = answer

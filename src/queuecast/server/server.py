@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ..aliases import Aliases
 from ..auth.origins import OriginCheck
 from ..config import Config
 from ..disconnect import Disconnect
 from ..errors import ConfigError
+from ..sessions.roll import Present
 from ..sessions.services import Services
 from ..sessions.sockjs import SockJsSessions
 from .connection import Connections
 from .door import Doors
 from .gate import Gate
 from .handler import Server as HttpServer
+from .handover import Handover
 from .limits import ServerLimits
-from .listener import Listener, raise_open_files
+from .listener import BACKLOG, Listener, raise_open_files
 from .push import Push
+from .roll import roll
+from .siblings import Place
 from .sockets import Sockets
 from .sockjs import SockJs, SockJsOptions
 from .stomp import StompDoors
@@ -41,9 +45,9 @@ class Server:
         ready: Callable[[], tuple[bool, str]],
         page: Page | None = None,
         *,
-        reuse: bool = False,
+        place: Place | None = None,
     ) -> None:
-        """ready: see Web. reuse: several processes may share the port."""
+        """ready: see Web. place: this worker's among several on one port."""
         self.limits = _limits(config)
         self.sockets = Sockets(self.limits.connections)
         self._interval = min(1.0, self.limits.heartbeat, self.limits.head_seconds)
@@ -67,6 +71,9 @@ class Server:
             SockJsOptions(server.sockjs_websocket, server.sockjs_cookie, server.sockjs_client_url),
         )
         self._push = Push(services, self._gate, self._sockjs)
+        self._place = place
+        self._handover = Handover(place, self.limits.heartbeat) if place is not None else None
+        self._inner: asyncio.Server | None = None
         self._web = Web(
             services,
             self._gate,
@@ -78,8 +85,9 @@ class Server:
             uploads,
             ready,
             page,
+            self._handover,
         )
-        self._address = (server.host, server.port, reuse)
+        self._address = (server.host, server.port)
         self._http: HttpServer | None = None
         self._listener: Listener | None = None
         self._doors: Doors | None = None
@@ -101,9 +109,9 @@ class Server:
             self.sockets,
             self.limits,
             loop.time,
+            self._place,
         )
-        host, port, reuse = self._address
-        self._listener = Listener(self._doors, host, port, reuse=reuse)
+        self._listener = self._listener_at(self._doors, *self._address)
         address = await self._listener.start()
         if self._stomp_address is not None:
             try:
@@ -111,12 +119,32 @@ class Server:
             except BaseException:
                 self._listener.close()
                 raise
+        if self._place is not None:
+            await self._open_inner(self._place)
         self._timer = loop.call_later(self._interval, self._beat)
         return address
 
+    def _listener_at(
+        self, doors: Callable[[], asyncio.Protocol], host: str, port: int, *, stomp: bool = False
+    ) -> Listener:
+        place = self._place
+        if place is None:
+            return Listener(doors, host, port)
+        inherited = place.stomp if stomp else place.http
+        return Listener(doors, host, port, reuse=True, inherited=inherited)
+
+    async def _open_inner(self, place: Place) -> None:
+        """Let the other workers in, by the same doors."""
+        assert self._doors is not None
+        path = place.door(place.number)
+        # A worker that was killed leaves its own behind.
+        path.unlink(missing_ok=True)
+        loop = asyncio.get_running_loop()
+        self._inner = await loop.create_unix_server(self._doors, str(path), backlog=BACKLOG)
+
     async def _start_stomp(self, host: str, port: int) -> None:
         doors = StompDoors(self._services, self.connections, self.sockets, host)
-        self._stomp_listener = Listener(doors, host, port, reuse=self._address[2])
+        self._stomp_listener = self._listener_at(doors, host, port, stomp=True)
         try:
             self.stomp = await self._stomp_listener.start()
         except OSError as error:
@@ -124,6 +152,30 @@ class Server:
                 f"server.stomp_tcp: cannot listen on {host} port {port}: {error.strerror or error}",
                 "RabbitMQ's STOMP plugin usually has 61613; choose another, or 0 for a free one",
             ) from None
+
+    def people(self) -> Iterator[Present]:
+        """Yield everybody who is connected, or between two requests of a session."""
+        return roll(self.connections, self._sockjs.sessions, self._services.polls)
+
+    def readiness(self) -> tuple[bool, str]:
+        """Return whether clients should come, and what is the matter, for people."""
+        return self._web.readiness()
+
+    @property
+    def sockjs_sessions(self) -> int:
+        """SockJS sessions over HTTP."""
+        return len(self._sockjs.sessions)
+
+    @property
+    def polls(self) -> int:
+        """Long polls that wait, and those whose clients hold messages between two."""
+        # One that waits stands still no longer, and is among the others already.
+        return self._web.polls + sum(each.paused for each in self._services.polls)
+
+    @property
+    def handed(self) -> Mapping[str, int]:
+        """Requests handed to other workers so far, by outcome."""
+        return self._handover.counts if self._handover is not None else {}
 
     async def drain(self, reason: Disconnect, spread: float) -> None:
         """Send all push clients and polls away within `spread` seconds, and let none in.
@@ -177,6 +229,10 @@ class Server:
         self.connections.abort_all()
         # An abort takes effect in the next turn of the loop.
         await asyncio.sleep(0)
+        if self._inner is not None:
+            self._inner.close()
+        if self._handover is not None:
+            await self._handover.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -116,6 +116,11 @@ class SockJs:
         self._etag = f'"{hashlib.sha256(self._page).hexdigest()[:32]}"'
         self.draining = False
 
+    @property
+    def sessions(self) -> SockJsSessions:
+        """All sessions over HTTP."""
+        return self._sessions
+
     async def disconnect_all(self, reason: Disconnect, spread: float) -> None:
         """End every session over HTTP, evenly over `spread` seconds."""
 

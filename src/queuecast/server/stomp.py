@@ -15,6 +15,7 @@ from ..sessions.services import Services
 from ..sessions.stomp import HttpLogin, Peer, StompSession, plain_host
 from ..sessions.stomp_link import RawLink
 from .connection import Connections
+from .peer import peer_address
 from .sockets import Sockets
 from .throttle import Throttle
 
@@ -36,7 +37,7 @@ def peer_of_request(
     address that is no trusted proxy's counts, and headers of proxies that are not trusted show
     that the client is somewhere else.
     """
-    address = _address(transport)
+    address = peer_address(headers, transport)
     trusted = is_proxy is not None and is_proxy(address)
     host = headers.get("host", "")
     if trusted:
@@ -77,7 +78,7 @@ def peer_of_socket(transport: asyncio.BaseTransport, listen_host: str) -> Peer:
         names.add(str(own[0]).partition("%")[0].lower())
         if is_loopback(str(own[0])):
             names |= _LOOPBACK_NAMES
-    return Peer(_is_own(_address(transport)), frozenset(names - {""}))
+    return Peer(_is_own(peer_address({}, transport)), frozenset(names - {""}))
 
 
 class StompDoors:
@@ -132,12 +133,6 @@ class _StompDoor(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         # Only of those turned away: the others have another protocol by now.
         self._doors.leave()
-
-
-def _address(transport: asyncio.BaseTransport) -> str:
-    peer = transport.get_extra_info("peername")
-    # A Unix socket has no address: nobody knows who is behind it.
-    return str(peer[0]).partition("%")[0] if isinstance(peer, tuple) and peer else ""
 
 
 def _is_own(address: str) -> bool:

@@ -29,6 +29,7 @@ from .connection import Connections
 from .drain import spread_over
 from .gate import GUARDED, Cors, Gate, Route, split_target
 from .handler import Handler, Server, Taken
+from .handover import Handover
 from .limits import ServerLimits
 from .publish import BatchFailed, Publisher
 from .push import Push, Way, way_of
@@ -72,8 +73,11 @@ class Web:
         uploads: Uploads,
         ready: Callable[[], tuple[bool, str]],
         page: Page | None = None,
+        handover: Handover | None = None,
     ) -> None:
-        """ready: whether the broker can be used, and its status for people."""
+        """ready: whether the broker can be used, and its status for people. handover: the way to
+        other workers.
+        """
         self._services = services
         self._gate = gate
         self._push = push
@@ -85,7 +89,8 @@ class Web:
         self._page = page
         self._uploads = uploads
         self._publisher = Publisher(services, limits, uploads)
-        self._acker = Acker(services, uploads.read)
+        self._handover = handover
+        self._acker = Acker(services, uploads.read, handover)
         # At most one per connection, whose number is bounded.
         self._polls: set[asyncio.Task[bytes]] = set()
 
@@ -119,7 +124,8 @@ class Web:
             headers[key] = f"{headers[key]}, {value}" if key in headers else value
         path, query = split_target(request.raw_path, headers)
         route = self._gate.route(path, query)
-        way = way_of(route, request.method)
+        owner = self._owner(route, request.method, query, headers)
+        way = way_of(route, request.method) if owner is None else None
         if way is not None and (not request.body_exists or await self._emptied(request)):
             taken = self._take_over(request, route, way, query, headers)
             if taken is not None:
@@ -127,7 +133,10 @@ class Web:
         cors: Cors = ()
         try:
             cors = self._gate.admit(route, headers, request.transport)
-            response = await self._answer(request, route, query, headers, cors)
+            if owner is None:
+                response = await self._answer(request, route, query, headers, cors)
+            else:
+                response = await self._pass_on(request, owner, path, query, headers)
         except BatchFailed as error:
             response = _refusal(error, status=error.status, extra=error.extra)
         except AckFailed as error:
@@ -179,13 +188,13 @@ class Web:
                     return _json(await self._publisher.batch(request, ANONYMOUS))
                 return _json(await self._publisher.single(request, ANONYMOUS, route.rest, query))
             case "ack":
-                return _json(await self._acker.answer(request, ANONYMOUS))
+                return _json(await self._acker.answer(request, ANONYMOUS, headers))
             case "poll":
                 return await self._poll(request, route, query, headers, cors)
             case "healthz":
                 return _json({"status": "ok"})
             case "readyz":
-                return self._readyz()
+                return await self._readyz(request)
             case "":
                 return self._show(route.rest)
             case _:
@@ -219,10 +228,60 @@ class Web:
             self._polls.discard(polling)
             handler.watch(None)
 
-    def _readyz(self) -> web.Response:
-        ready, status = self._ready()
+    # -- other workers' -------------------------------------------------------------------
+
+    def _owner(
+        self, route: Route, method: str, query: str, headers: Mapping[str, str]
+    ) -> int | None:
+        if self._handover is None:
+            return None
+        return self._handover.place.owner(route, method, query, headers)
+
+    async def _pass_on(
+        self,
+        request: web.BaseRequest,
+        owner: int,
+        path: str,
+        query: str,
+        headers: Mapping[str, str],
+    ) -> web.StreamResponse:
+        """Let the worker answer that a request belongs to."""
+        assert self._handover is not None
+        body = None
+        if request.body_exists:
+            most = max(self._services.limits.frame, self._limits.batch)
+            body = await self._uploads.read(request, most, "limits.frame")
+        handler = cast(Handler, request.protocol)
+        target = f"{path}?{query}" if query else path
+        passing = asyncio.create_task(self._handover.forward(request, owner, target, headers, body))
+        handler.watch(passing)
+        try:
+            return await passing
+        except asyncio.CancelledError:
+            passing.cancel()
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise ConnectionResetError("the client went") from None
+        finally:
+            handler.watch(None)
+
+    @property
+    def polls(self) -> int:
+        """Long polls that wait."""
+        return len(self._polls)
+
+    def readiness(self) -> tuple[bool, str]:
+        """Return whether clients should come, and what is the matter, for people."""
         if self._push.draining:
-            ready, status = False, "drained" if self._services.drain.done else "draining"
+            return False, "drained" if self._services.drain.done else "draining"
+        return self._ready()
+
+    async def _readyz(self, request: web.BaseRequest) -> web.Response:
+        ready, status = self.readiness()
+        if self._handover is not None:
+            # The port is everybody's: so is the answer.
+            ready, status = await self._handover.readiness() or (ready, status)
         return _json({"ready": ready, "status": status}, 200 if ready else 503)
 
     def _show(self, path: str) -> web.Response:

@@ -89,7 +89,8 @@ class Acks:
         if id.node != self.node:
             raise Elsewhere(
                 f"the message was given out by node {id.node!r}, this is {self.node!r}",
-                "a load balancer must bring a client back to the same node",
+                "a load balancer must bring a client back to the same node; to another worker of "
+                "one node POST /ack does",
             )
         session = self._sessions.get(id.session)
         # Another's session is nobody's business, not even that it exists.

@@ -62,6 +62,11 @@ class Session:
         self.work: tuple[WorkSubscription, ...] = ()
         self._cancels: tuple[Callable[[], object], ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """What its transport is called in metrics."""
+        raise NotImplementedError
+
     # -- the connection's calls -----------------------------------------------------------
 
     def start(self) -> None:

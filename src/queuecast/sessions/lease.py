@@ -73,6 +73,9 @@ class Lease:
     def __contains__(self, tag: int) -> bool:
         return tag in self._handed
 
+    def __len__(self) -> int:
+        return len(self._handed)
+
     def hand(self, tag: int, key: bytes | None = None) -> None:
         """Note that a message goes to the client now."""
         self._last = tag

@@ -63,6 +63,8 @@ class AckingPoll(Session):
         "destinations",
     )
 
+    kind = "poll"
+
     def __init__(self, services: Services, identity: Identity, asked: SubscribeRequest) -> None:
         super().__init__(services, NoTransport(), identity)
         self.write: Callable[[bytes], None] = self._collect

@@ -17,6 +17,7 @@ from ..position import Start
 from ..queuespec import PLAIN, ConsumeSpec, Owner, QueueSpec
 from ..runtime import Runtime
 from .acks import Acks
+from .counts import Counts
 from .idempotency import LOST, IdempotencyKeys
 from .returns import Returns
 
@@ -185,7 +186,7 @@ class Services:
     permessage-deflate. queues: where sessions declare queues of their own. keys: what makes
     publishes idempotent, None for nothing. heartbeat: seconds between two signs of life on a push
     connection. deliveries: what work queues may hold, all together. acks: whose clients settle
-    messages. returns: how often messages came back.
+    messages. returns: how often messages came back. counts: for people and metrics.
     """
 
     runtime: Runtime
@@ -207,6 +208,7 @@ class Services:
     acks: Acks = field(default_factory=Acks)
     returns: Returns = field(default_factory=Returns)
     drain: Drain = field(default_factory=Drain)
+    counts: Counts = field(default_factory=Counts)
     # Long polls whose clients hold messages; at most limits.poll_sessions.
     polls: set[Session] = field(default_factory=set)
 
@@ -220,6 +222,21 @@ class Services:
         mandatory: bool | None = None,
     ) -> None:
         """Publish for a client, once for each idempotency key; raises what `publish` does."""
+        try:
+            await self._publish_once(identity, destination, body, properties, mandatory)
+        except QueuecastError as error:
+            self.counts.published(error.code)
+            raise
+        self.counts.published("confirmed")
+
+    async def _publish_once(
+        self,
+        identity: Identity,
+        destination: Destination,
+        body: bytes,
+        properties: Properties,
+        mandatory: bool | None,
+    ) -> None:
         keys = self.keys
         place = keys.place(identity, destination, properties) if keys is not None else None
         if keys is None or place is None:

@@ -131,6 +131,11 @@ class SockJsSession:
         self._stomp.start()
 
     @property
+    def conversation(self) -> StompSession:
+        """The STOMP session that it carries."""
+        return self._stomp
+
+    @property
     def over(self) -> bool:
         """Whether the conversation has ended; what is left to say may still be fetched."""
         return self._ending is not None

@@ -83,6 +83,7 @@ class SockJsWebSocketLink:
 
     __slots__ = ("_frame", "_opening", "_parser", "_socket", "framing")
 
+    kind = "sockjs-websocket"
     bare = False
 
     def __init__(
@@ -156,6 +157,7 @@ class SockJsLink:
 
     __slots__ = ("_frame", "_parser", "_wire", "ending", "framing", "limit")
 
+    kind = "sockjs"
     bare = False
     pending = False
 

@@ -43,6 +43,7 @@ class StreamReceiver:
         "wire",
     )
 
+    kind = "sockjs-stream"
     polls = False
     holds = False
 
@@ -59,6 +60,11 @@ class StreamReceiver:
         # Long enough, but not all of it has left.
         self._draining = False
         self._done = False
+
+    @property
+    def session(self) -> SockJsSession:
+        """The session that it is a receiver of."""
+        return self._session
 
     @property
     def paused(self) -> bool:

@@ -38,6 +38,8 @@ class SseSession(Session):
 
     __slots__ = ("_enveloped", "_request", "_streaming")
 
+    kind = "sse"
+
     def __init__(self, services: Services, transport: Transport, request: SubscribeRequest) -> None:
         super().__init__(services, transport, request.identity)
         self._request: SubscribeRequest | None = request

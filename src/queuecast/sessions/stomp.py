@@ -99,6 +99,10 @@ class StompSession(OrderedSession[Incoming]):
         self._silent = 0
 
     @property
+    def kind(self) -> str:
+        return self._link.kind
+
+    @property
     def framing(self) -> Framing:
         """How frames lie on this connection."""
         return self._link.framing

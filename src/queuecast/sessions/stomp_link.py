@@ -52,11 +52,12 @@ Incoming: TypeAlias = Frame | Heartbeat | Reply | Left | Broken
 class Link(Protocol):
     """One connection's layer.
 
-    framing: how our frames lie on the wire. bare: frames lie on the socket itself, so that it
-    may be some other protocol's client who connected, and that the end of what we write is
-    shown by the socket.
+    kind: what it is called in metrics. framing: how our frames lie on the wire. bare: frames lie
+    on the socket itself, so that it may be some other protocol's client who connected, and that
+    the end of what we write is shown by the socket.
     """
 
+    kind: str
     framing: Framing
     bare: bool
 
@@ -85,6 +86,7 @@ class RawLink:
 
     __slots__ = ("_parser",)
 
+    kind = "stomp-tcp"
     framing: Framing = RAW
     bare = True
     pending = False
@@ -118,6 +120,7 @@ class WebSocketLink:
 
     __slots__ = ("_frame", "_opening", "_parser", "_socket", "framing")
 
+    kind = "stomp-websocket"
     bare = False
 
     def __init__(

@@ -47,6 +47,8 @@ class WebSocketSession(OrderedSession[frames.Event]):
         "_target",
     )
 
+    kind = "websocket"
+
     def __init__(
         self,
         services: Services,

@@ -138,6 +138,16 @@ class WorkSubscription:
         if not opened.done():
             opened.set_result(None)
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Messages that wait to be written, and the bytes of their bodies."""
+        return len(self._held), self._held_bytes
+
+    @property
+    def unacked(self) -> int:
+        """Messages that the client has and has not settled."""
+        return len(self._lease)
+
     def flow(self) -> None:
         """Let deliveries through: the client has its answer."""
         self._flowing = True
@@ -163,6 +173,7 @@ class WorkSubscription:
         consumer = self._consumer
         if consumer is None or tag not in self._lease:
             return False
+        self._session.services.counts.settled(ack=ack, requeue=requeue)
         if ack or not requeue:
             handed = self._lease.take(tag)
             if handed is not None and handed.key is not None:
@@ -261,6 +272,7 @@ class WorkSubscription:
         consumer = self._consumer
         if consumer is None or self.closed:
             return
+        self._session.services.counts.leases_ended += len(late)
         self._asleep = self._paused = True
         self._came_back([handed for _, handed in late])
         waiting = [delivery.tag for delivery in self._held]
@@ -329,7 +341,11 @@ class WorkSubscription:
             tags.append(delivery.tag)
             size += len(data)
         if parts:
-            self._session.write(b"".join(parts))
+            data = b"".join(parts)
+            counts = self._session.services.counts
+            counts.queue_messages += len(tags)
+            counts.queue_bytes += len(data)
+            self._session.write(data)
         if not acks:
             for tag in tags:
                 consumer.ack(tag)

@@ -122,6 +122,12 @@ def test_wrong_settings_are_one_line_and_2(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "secret" not in err
+    assert main(["serve", "--workers", "2"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("queuecast: server.workers: 2 processes cannot share the embedded broker")
+    assert "amqp://" in err
+    assert main(["serve", "--workers", "0"]) == 2
+    assert "--workers: expected int >= 1" in capsys.readouterr().err
     assert main(["serve", "--host", "0.0.0.0"]) == 2
     assert "--allow-anyone" in capsys.readouterr().err
 
@@ -129,12 +135,12 @@ def test_wrong_settings_are_one_line_and_2(
 def test_the_port_of_web_stomp_names_its_holder() -> None:
     import errno
 
-    from queuecast.commands.serve import _why_not
+    from queuecast.commands.serve import why_not
 
     taken = OSError(errno.EADDRINUSE, "Address already in use")
-    assert "Web STOMP" in _why_not(taken, Config())
-    assert "Web STOMP" not in _why_not(taken, Config(server=ServerConfig(port=80)))
-    assert "privileges" in _why_not(OSError(errno.EACCES, "Permission denied"), Config())
+    assert "Web STOMP" in why_not(taken, Config())
+    assert "Web STOMP" not in why_not(taken, Config(server=ServerConfig(port=80)))
+    assert "privileges" in why_not(OSError(errno.EACCES, "Permission denied"), Config())
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

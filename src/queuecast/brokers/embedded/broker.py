@@ -25,6 +25,7 @@ from ...errors import (
     Unsupported,
 )
 from ...message import NO_PROPERTIES, Message, Properties
+from ...metrics import Family
 from ...position import Mark, new_epoch
 from ...retention import RetainRule, rule_for
 from ..base import (
@@ -44,7 +45,7 @@ from . import history
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
 from .consumer import QueueConsumer
-from .counts import Counts, QueueCounts
+from .counts import Counts, QueueCounts, embedded_families
 from .exchange import Exchange
 from .feed import Feed
 from .history import History
@@ -111,6 +112,8 @@ class EmbeddedBroker:
         self._feeds: dict[Feed, None] = {}
         self._publishes = 0
         self._status = "not started"
+        # Queues of the configuration, of which there are few: measured one by one.
+        self._configured: set[str] = set()
 
     # Life
 
@@ -157,6 +160,11 @@ class EmbeddedBroker:
             return str(self._keeper.error)
         return self._status
 
+    def families(self) -> list[Family]:
+        """See the broker interface."""
+        found = embedded_families(self.counts(), self._configured)
+        return found if self._keeper is None else [*found, *self._keeper.families()]
+
     def counts(self) -> Counts:
         """Return what is in the broker now."""
         return Counts(
@@ -181,6 +189,7 @@ class EmbeddedBroker:
             self._topology.declare_exchange(exchange_spec)
         for queue_spec in queues:
             self._topology.declare_queue(queue_spec)
+            self._configured.add(queue_spec.name)
         await self._settled()
 
     async def delete_exchange(self, name: str) -> None:

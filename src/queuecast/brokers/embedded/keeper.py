@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ...errors import BadRequest, ConfigError, QueuecastError, Unavailable
 from ...message import Message
+from ...metrics import Family
 from .clearance import Clearance
 from .memory import Memory, weight
 from .queue import Queue
@@ -43,6 +44,11 @@ class Keeper:
     def error(self) -> QueuecastError | None:
         """Why the store cannot write, None while it can."""
         return self._store.error
+
+    def families(self) -> list[Family]:
+        """Return what is measured of the store."""
+        store = self._store
+        return store.measures.families(store.waiting_bytes, ok=store.error is None)
 
     async def open(self, turn: Turn, memory: Memory) -> Found:
         """Open the store and return what is in it; raises ConfigError."""

@@ -23,6 +23,7 @@ from .store_batch import NUMBER_BITS, Batch, Change, Outcome, Unit
 from .store_codec import encode_arguments
 from .store_file import FILE
 from .store_load import Found, load, offset_of
+from .store_measures import StoreMeasures
 from .store_reader import Reader, StoredLog
 from .store_writer import Writer
 
@@ -59,6 +60,7 @@ class Store:
         self.directory = directory
         self.error: QueuecastError | None = None
         """Why the last batch was not written; None while all is well."""
+        self.measures = StoreMeasures(directory)
         self._reserved = 0
         self._synchronous = synchronous
         self._rules = rules
@@ -89,6 +91,8 @@ class Store:
         self._next_queue = loaded.queues.next_id
         self._last_time = loaded.time
         states, found = loaded.rules, loaded.found
+        names = [str(rule.destination) for rule in self._rules]
+        self.measures.retained = {name: (states, number) for number, name in enumerate(names)}
         path = self.directory / FILE
         self._reader = Reader(path)
         self._tables = [states[number].table for number in range(len(self._rules))]
@@ -132,6 +136,11 @@ class Store:
     def waiting(self) -> int:
         """The number of units that are not applied yet."""
         return self._waiting
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of messages that wait for the disk."""
+        return self._waiting_bytes
 
     def log(self, rule: int) -> StoredLog:
         """Return the log of a rule, by its number in the configuration."""
@@ -328,6 +337,7 @@ class Store:
 
     def _written(self, outcome: Outcome) -> None:
         self._is_writing = False
+        self.measures.committed(outcome)
         if outcome.error is None:
             if self.error is not None:
                 logger.info("the store can write again")

@@ -66,7 +66,8 @@ class Batch:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch; error None when it is on disk."""
+    """What became of a batch; error None when it is on disk. seconds: that the commit took."""
 
     batch: Batch
     error: QueuecastError | None = None
+    seconds: float = 0.0

@@ -112,7 +112,9 @@ class Writer:
                 continue
             if batch is None:
                 return
-            self._report(Outcome(batch, self._commit(batch)))
+            since = time.perf_counter()
+            error = self._commit(batch)
+            self._report(Outcome(batch, error, time.perf_counter() - since))
             if time.monotonic() - self._maintained > TICK:
                 self._maintain()
 

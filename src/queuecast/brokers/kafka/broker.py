@@ -11,6 +11,7 @@ from ...delivery import Consumer, DeliverySink
 from ...destination import Destination
 from ...errors import Conflict, NotFound, QueuecastError, Unavailable, Unsupported
 from ...message import NO_PROPERTIES, Properties
+from ...metrics import Family, counter, gauge
 from ..base import (
     DEFAULT_PREFETCH,
     PLAIN,
@@ -93,6 +94,21 @@ class KafkaBroker:
         if self._control.ready and trouble:
             return f"connected; {trouble}"
         return self._control.status
+
+    def families(self) -> list[Family]:
+        """See the broker interface."""
+        return [
+            counter(
+                "queuecast_broker_reconnects_total",
+                "How often the cluster did not answer and came back.",
+                self._control.reconnects,
+            ),
+            gauge(
+                "queuecast_broker_unconfirmed",
+                "Records that Kafka has not acknowledged yet.",
+                self._publisher.pending,
+            ),
+        ]
 
     async def declare(
         self, exchanges: Sequence[ExchangeSpec] = (), queues: Sequence[QueueSpec] = ()

@@ -83,6 +83,8 @@ class Control:
         self._groups: dict[str, int] = {}  # the coordinator's node, by group
         self._creates: bool | None = None
         self.ready = False
+        self.reconnects = 0
+        self._was_ready = False
         self.status = "not started"
         self.options = address.options()
 
@@ -130,6 +132,8 @@ class Control:
             await self._drop()
             raise
         self.ready = True
+        self.reconnects += self._was_ready
+        self._was_ready = True
         self.status = "connected"
 
     async def _diagnose(self) -> BaseException | None:

@@ -129,6 +129,11 @@ class Publisher:
         self._given_up = 0
         self.replaced = 0
 
+    @property
+    def pending(self) -> int:
+        """Records that are not acknowledged yet."""
+        return self._pending
+
     async def publish(self, destination: Destination, body: bytes, properties: Properties) -> None:
         """Publish one message; see the broker interface."""
         target = publish_target(destination)

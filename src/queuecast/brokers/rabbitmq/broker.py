@@ -21,6 +21,7 @@ from ...delivery import DeliveryBudget
 from ...destination import Destination
 from ...errors import QueuecastError, Unavailable, Unroutable
 from ...message import NO_PROPERTIES, Properties
+from ...metrics import Family, by_label, gauge
 from ...retention import RetainRule, rule_for
 from ..base import (
     DEFAULT_PREFETCH,
@@ -240,6 +241,42 @@ class RabbitBroker:
             return self._retained.problem
         blocked = self._publishing.link.blocked if self._publishing.link else None
         return f"connected, but takes no publishes: {blocked}" if blocked else "connected"
+
+    def families(self) -> list[Family]:
+        """See the broker interface."""
+        further = [line.supervisor for line in self._pool.lines[1:]]
+        link = self._publishing.link
+        return [
+            by_label(
+                "queuecast_broker_connection_up",
+                "gauge",
+                "1 while a connection to RabbitMQ is open, by what it is for.",
+                "connection",
+                {each.purpose: int(each.ready) for each in self._supervisors},
+            ),
+            by_label(
+                "queuecast_broker_reconnects_total",
+                "counter",
+                "How often a connection was lost and came back.",
+                "connection",
+                {each.purpose: each.reconnects for each in self._supervisors},
+            ),
+            gauge(
+                "queuecast_broker_consumer_connections",
+                "Further connections, for very many consumers.",
+                len(further),
+            ),
+            gauge(
+                "queuecast_broker_blocked",
+                "1 while RabbitMQ takes no publishes.",
+                int(link is not None and bool(link.blocked)),
+            ),
+            gauge(
+                "queuecast_broker_unconfirmed",
+                "Publishes that RabbitMQ has not confirmed yet.",
+                self._publisher.unconfirmed,
+            ),
+        ]
 
     async def declare(
         self, exchanges: Sequence[ExchangeSpec] = (), queues: Sequence[QueueSpec] = ()

@@ -380,6 +380,11 @@ class Publisher:
 
     # Watching over it
 
+    @property
+    def unconfirmed(self) -> int:
+        """Publishes that wait for their confirm."""
+        return self._unconfirmed
+
     def _wake(self) -> None:
         """Let everyone who waits look again, in the next tick."""
         changed, self._changed = self._changed, asyncio.Event()

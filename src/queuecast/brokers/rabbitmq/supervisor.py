@@ -60,12 +60,19 @@ class Supervisor:
         self._closing = False
         self.link: Link | None = None
         self.status = "not started"
+        # How often it was lost and came back.
+        self.reconnects = 0
         # Why the broker did not let us come back, at the last attempt.
         self.refused: QueuecastError | None = None
 
     @property
     def user(self) -> str:
         return self._address.user
+
+    @property
+    def purpose(self) -> str:
+        """What the connection is for: its name at the broker without ours."""
+        return self._purpose.rpartition(" ")[2]
 
     @property
     def ready(self) -> bool:
@@ -144,6 +151,7 @@ class Supervisor:
             log.exception("setting up the connection to RabbitMQ failed")
             self.status = str(error)
             return None
+        self.reconnects += 1
         log.info("%s (%s): connected again", self._address.masked, self._purpose)
         return link
 

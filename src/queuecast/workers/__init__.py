@@ -1,0 +1,1 @@
+"""Several processes on one port: their parent, and what each of them runs."""
