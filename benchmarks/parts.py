@@ -1,0 +1,30 @@
+"""The suite's parts, in the order in which they run and stand in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import fanout, idle
+from .bench import Bench
+from .figures import Curve, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part. seconds: that it may take; it is over earlier on an idle machine.
+
+    by_transport: whether it measures each transport, so that one can be chosen.
+    """
+
+    name: str
+    what: str
+    measure: Callable[[Bench], Iterator[Row | Curve]]
+    seconds: float
+    by_transport: bool = False
+
+
+PARTS = (
+    Part("fanout", "deliveries/s and their cost beside the null server", fanout.measure, 120, True),
+    Part("idle", "memory of idle connections", idle.measure, 120, True),
+)
