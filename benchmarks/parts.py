@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from . import fanout, idle
+from . import ceiling, fanout, idle
 from .bench import Bench
 from .figures import Curve, Row
 
@@ -26,5 +26,6 @@ class Part:
 
 PARTS = (
     Part("fanout", "deliveries/s and their cost beside the null server", fanout.measure, 120, True),
+    Part("ceiling", "deliveries/s until latency passes a second, beside peers", ceiling.measure, 400),
     Part("idle", "memory of idle connections", idle.measure, 120, True),
 )
