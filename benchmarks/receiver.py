@@ -163,11 +163,16 @@ class Receiver:
         return {}
 
     def finish(
-        self, messages: int, cycle: int, lossy: bool = False, silence: float = _SILENCE
+        self,
+        messages: int,
+        cycle: int,
+        lossy: bool = False,
+        silence: float = _SILENCE,
+        first: int = 0,
     ) -> child.Answer:
         """Receive the rest of `messages` messages of each subscription, and check everything.
 
-        cycle: see streams.check. lossy: what is missing is answered as `lost`, for overload on
+        cycle, first: see streams.check. lossy: what is missing is answered as `lost`, for overload on
         purpose. Returns the time of the last byte (monotonic seconds), and all bytes.
         """
         wanted = messages * sum(map(len, self._topics.values()))
@@ -182,14 +187,14 @@ class Receiver:
                 )
         while self._receive(_SETTLED):
             pass
-        self._check(messages, cycle)
+        self._check(messages, cycle, first)
         answer: child.Answer = {"last": self._last, "bytes": sum(self._bytes.values())}
         return answer | self._latencies.summary() if self._stamped else answer
 
-    def _check(self, messages: int, cycle: int) -> None:
+    def _check(self, messages: int, cycle: int, first: int) -> None:
         for number, stream in self._kept.items():
             streams.check(
-                self._wire.split, bytes(stream), messages, cycle, self._topics[number]
+                self._wire.split, bytes(stream), messages, cycle, self._topics[number], first
             )
         wrong = [
             number
@@ -228,6 +233,8 @@ class Receiver:
         self._count(number, self._buffer, size)
 
     def _count(self, number: int, buffer: bytearray, size: int) -> None:
+        if number not in self._counts:
+            return  # no run has begun
         count = buffer.count(message.MARKER, 0, size)
         self._counts[number] += count
         self._bytes[number] += size

@@ -81,11 +81,17 @@ def _stomp_body(frame: bytes) -> bytes:
 
 
 def check(
-    split: Split, stream: bytes, messages: int, cycle: int, topics: Sequence[int] = (0,)
+    split: Split,
+    stream: bytes,
+    messages: int,
+    cycle: int,
+    topics: Sequence[int] = (0,),
+    first: int = 0,
 ) -> None:
     """Raise ValueError unless a stream is exactly `messages` messages of each topic in order.
 
-    cycle: the number after which the numbers begin again (the null server's batch).
+    cycle: the number after which the numbers begin again (the null server's batch). first: the
+    number of the first message.
     """
     numbers: dict[int, list[int]] = {topic: [] for topic in topics}
     for body in split(stream):
@@ -93,7 +99,7 @@ def check(
         if parsed is None or parsed[1] not in numbers:
             raise ValueError(f"not a message of this subscriber, in order or not: {body[:100]!r}")
         numbers[parsed[1]].append(parsed[0])
-    wanted = [number % cycle for number in range(messages)]
+    wanted = [first + number % cycle for number in range(messages)]
     for topic, found in numbers.items():
         if found != wanted:
             raise ValueError(

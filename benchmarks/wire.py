@@ -146,8 +146,7 @@ def _ws_turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
 def _sse_turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
     (destination,) = destinations
     ask = _request(f"/sse{destination}{_query(since)}", "Accept: text/event-stream")
-    # One that resumes has its position already.
-    return (Turn(ask, _SSE_GREETING, b"retry: 2000\n\n" if since else b"\ndata: \n\n"),)
+    return (Turn(ask, _SSE_GREETING, b"\ndata: \n\n"),)
 
 
 # RabbitMQ's plugin wants a subprotocol.
