@@ -95,6 +95,11 @@ class Child:
         """The process."""
         return self._process.pid
 
+    def cpu(self) -> float:
+        """Return the seconds of CPU that it has used, also while it is stopped."""
+        used = psutil.Process(self.pid).cpu_times()
+        return float(used.user + used.system)
+
     def kill(self) -> None:
         """Kill it, as a crash would."""
         self._process.kill()

@@ -81,7 +81,7 @@ def _back(bench: Bench, wire: str) -> Iterator[Row]:
         arguments = ("--data", str(Path(data) / "data"), "--retain", message.DESTINATION)
         with Rig(SERVERS[1], *arguments) as ours:
             ours.open(wire, count)
-            ours.server.do("publish", messages=_RETAINED, size=plan.size)
+            ours.server.do("fill", messages=_RETAINED, size=plan.size)
             since = _position(ours.port)
             ours.server.kill()
         with Rig(SERVERS[1], *arguments) as ours:

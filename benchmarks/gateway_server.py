@@ -124,12 +124,12 @@ class GatewayServer:
             messages += batch
         return {"messages": messages, "started": started, "cpu_before": before}
 
-    async def publish(self, messages: int, size: int) -> child.Answer:
-        """Publish some messages, persistent ones, one after the other."""
+    async def fill(self, messages: int, size: int, queue: str = "") -> child.Answer:
+        """Publish some persistent messages one after the other, to a queue where it is named."""
+        destination = Destination.parse(f"/queue/{queue}") if queue else _DESTINATION
         for number in range(messages):
-            await self.gateway.broker.publish(
-                _DESTINATION, message.body(number, size), Properties(persistent=True)
-            )
+            body = message.body(number, size)
+            await self.gateway.broker.publish(destination, body, Properties(persistent=True))
         return {}
 
     async def pace(self, wire: str, rate: float, messages: int, size: int) -> child.Answer:
@@ -158,7 +158,7 @@ async def main(arguments: argparse.Namespace) -> None:
             {
                 "fan_out": server.fan_out,
                 "pace": server.pace,
-                "publish": server.publish,
+                "fill": server.fill,
                 "connections": server.connections,
             }
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from . import ceiling, connections, fanout, growth, idle, latency, topics
+from . import ceiling, connections, fanout, growth, idle, ingest, latency, topics
 from .bench import Bench
 from .figures import Curve, Row
 
@@ -31,5 +31,6 @@ PARTS = (
     Part("topics", "many destinations", topics.measure, 180),
     Part("connections", "connects/s, and everybody back after a restart", connections.measure, 180),
     Part("idle", "memory of idle connections", idle.measure, 120, True),
+    Part("ingest", "messages/s from brokers and clients", ingest.measure, 180),
     Part("growth", "curves over subscribers, destinations, bindings and sizes", growth.measure, 300),
 )

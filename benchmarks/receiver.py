@@ -169,10 +169,11 @@ class Receiver:
         lossy: bool = False,
         silence: float = _SILENCE,
         first: int = 0,
+        ordered: bool = True,
     ) -> child.Answer:
         """Receive the rest of `messages` messages of each subscription, and check everything.
 
-        cycle, first: see streams.check. lossy: what is missing is answered as `lost`, for overload on
+        cycle, first, ordered: see streams.check. lossy: what is missing is answered as `lost`, for overload on
         purpose. Returns the time of the last byte (monotonic seconds), and all bytes.
         """
         wanted = messages * sum(map(len, self._topics.values()))
@@ -187,14 +188,14 @@ class Receiver:
                 )
         while self._receive(_SETTLED):
             pass
-        self._check(messages, cycle, first)
+        self._check(messages, cycle, first, ordered)
         answer: child.Answer = {"last": self._last, "bytes": sum(self._bytes.values())}
         return answer | self._latencies.summary() if self._stamped else answer
 
-    def _check(self, messages: int, cycle: int, first: int) -> None:
+    def _check(self, messages: int, cycle: int, first: int, ordered: bool) -> None:
         for number, stream in self._kept.items():
             streams.check(
-                self._wire.split, bytes(stream), messages, cycle, self._topics[number], first
+                self._wire.split, bytes(stream), messages, cycle, self._topics[number], first, ordered
             )
         wrong = [
             number
