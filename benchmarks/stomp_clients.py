@@ -21,7 +21,8 @@ _SILENCE = 30.0
 _ERROR = b"ERROR\n"
 _RECEIPT = b"RECEIPT\n"
 _DELIVERY = re.compile(rb"\nack:([^\n]+)\n.*?\n\n\$(\d{11})", re.DOTALL)
-_DISCONNECT = client_frame(b"DISCONNECT\nreceipt:bye\n\n\0")
+# What it answers stands behind all acks; on a DISCONNECT the plugin leaves without a word.
+_LAST = client_frame(b"UNSUBSCRIBE\nid:w\nreceipt:bye\n\n\0")
 
 
 class Client:
@@ -132,7 +133,7 @@ class Clients:
                 client.socket.sendall(b"".join(acks))
                 left -= len(acks)
         for client in opened:
-            client.socket.sendall(_DISCONNECT)
+            client.socket.sendall(_LAST)
         for client in opened:
             while _RECEIPT not in client.whole():
                 pass
