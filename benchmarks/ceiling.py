@@ -27,7 +27,7 @@ _WARM_UP = 20
 # What a rate that did not hold may take to arrive, and how long nothing may come (seconds).
 _SILENCE = 5.0
 # The gateway's first rates, by publisher.
-_FIRST = {"amqp": 2000.0, "kafka": 2000.0, "http": 1000.0}
+_FIRST = {"amqp": 3000.0, "kafka": 2000.0, "http": 250.0}
 _BEHIND = {"amqp": "RabbitMQ", "kafka": "Kafka", "http": "POST, embedded"}
 
 

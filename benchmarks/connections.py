@@ -88,9 +88,7 @@ def _back(bench: Bench, wire: str) -> Iterator[Row]:
             # They come with a position each; what they missed comes with the answer.
             started = time.monotonic()
             ours.open(wire, count, since=since)
-            done = ours.crowd.finish(
-                _RETAINED - _SEEN, _RETAINED - _SEEN, first=_SEEN
-            )
+            done = ours.crowd.finish(_RETAINED - _SEEN, _RETAINED - _SEEN, first=_SEEN)
             back = done.last - started
     yield Row(
         "connections",

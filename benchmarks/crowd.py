@@ -31,9 +31,7 @@ class Crowd:
 
     def __init__(self, receivers: int = RECEIVERS) -> None:
         self._stack = ExitStack()
-        self._receivers = [
-            self._stack.enter_context(Child("receiver")) for _ in range(receivers)
-        ]
+        self._receivers = [self._stack.enter_context(Child("receiver")) for _ in range(receivers)]
         self._stamped = False
 
     def open(self, port: int, wire: str, count: int, **more: object) -> float:

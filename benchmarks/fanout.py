@@ -34,9 +34,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     # The cost of a byte is beside plain WebSocket's.
     wires = tuple(wire for wire in WIRES if wire in (*plan.wires, "ws"))
     with ExitStack() as stack:
-        pairs = {
-            wire: [stack.enter_context(Rig(server)) for server in SERVERS] for wire in wires
-        }
+        pairs = {wire: [stack.enter_context(Rig(server)) for server in SERVERS] for wire in wires}
         for wire, pair in pairs.items():
             for rig in pair:
                 rig.open(wire, plan.subscribers)

@@ -99,17 +99,13 @@ class GatewayServer:
 
         # The embedded broker makes a publisher wait a turn now and then. Another one then goes on
         # in the same turn, so that a tick has the whole batch.
-        work = (
-            (destination, topic, number) for destination, topic in places for number in numbers
-        )
+        work = ((destination, topic, number) for destination, topic in places for number in numbers)
         publishers = 1 + -(-len(places) * len(numbers) // _PUBLISHES_A_TURN)
         await asyncio.gather(*(publish_from(work) for _ in range(publishers)))
 
     async def _sweep(self, seconds: float, batch: int, size: int, topics: int) -> child.Answer:
         """Publish to many destinations in turn, all of them equally often."""
-        places = [
-            (Destination.parse(message.destination(topic)), topic) for topic in range(topics)
-        ]
+        places = [(Destination.parse(message.destination(topic)), topic) for topic in range(topics)]
         stride = max(1, _SWEEP // batch)
         slices = [places[first : first + stride] for first in range(0, topics, stride)]
         started = time.monotonic()
@@ -117,7 +113,7 @@ class GatewayServer:
         messages = 0
         while not messages or time.monotonic() < started + seconds:
             for part in slices:
-                while topics <= _LOOKED_AT and self.is_held():
+                while topics <= _LOOKED_AT and self.is_held():  # noqa: ASYNC110 - nobody tells
                     await asyncio.sleep(0.001)
                 await self._publish(part, range(messages, messages + batch), size)
                 await asyncio.sleep(0)
@@ -148,9 +144,7 @@ class GatewayServer:
 
 async def main(arguments: argparse.Namespace) -> None:
     """Serve until the standard input ends."""
-    server = GatewayServer(
-        arguments.broker, arguments.data, arguments.retain, port=arguments.port
-    )
+    server = GatewayServer(arguments.broker, arguments.data, arguments.retain, port=arguments.port)
     child.tell({"port": await server.start()})
     # Heartbeats in the middle of a run would be bytes that the null server does not write.
     with mock.patch.object(Connections, "beat"):

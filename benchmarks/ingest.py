@@ -60,7 +60,7 @@ def _backlog(bench: Bench, kind: str, name: str, url: str) -> Iterator[Row]:
             publisher.do("create")
         with Child("gateway_server", url, *retain) as server, Crowd(1) as crowd:
             crowd.open(int(server.answer()["port"]), "ws", 1)
-            for messages in (min(_WARM_UP, plan.backlog), *[plan.backlog] * min(3, plan.rounds)):
+            for messages in (min(_WARM_UP, plan.backlog), *[plan.backlog] * min(2, plan.rounds)):
                 crowd.begin()
                 with _stopped(server):
                     publisher.do("fill", messages=messages, size=plan.size)
@@ -139,9 +139,7 @@ def _answered(bench: Bench, port: int, module: str, command: str, *, counted: bo
         if counted:
             crowd.open(port, "ws", 1)
             crowd.begin()
-        made: Answer = clients.do(
-            command, seconds=seconds, clients=plan.publishers, size=plan.size
-        )
+        made: Answer = clients.do(command, seconds=seconds, clients=plan.publishers, size=plan.size)
         if counted:
             crowd.finish(made["answered"], made["answered"], ordered=False)
     return float(made["answered"] / made["elapsed"])

@@ -11,7 +11,7 @@ import sys
 import time
 
 from confluent_kafka import KafkaException, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from . import child, message
 
@@ -86,9 +86,7 @@ async def main() -> None:
     """Serve until the standard input ends."""
     publisher = Publisher(sys.argv[1])
     child.tell({})
-    await child.serve(
-        {"create": publisher.create, "pace": publisher.pace, "fill": publisher.fill}
-    )
+    await child.serve({"create": publisher.create, "pace": publisher.pace, "fill": publisher.fill})
 
 
 if __name__ == "__main__":

@@ -70,5 +70,5 @@ def _at(ordered: list[tuple[int, int]], place: float) -> float:
     for bucket, count in ordered:
         passed += count
         if passed > place:
-            break
-    return math.exp(bucket * _STEP)
+            return math.exp(bucket * _STEP)
+    return math.exp(ordered[-1][0] * _STEP)

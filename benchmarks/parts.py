@@ -26,11 +26,15 @@ class Part:
 
 PARTS = (
     Part("fanout", "deliveries/s and their cost beside the null server", fanout.measure, 120, True),
-    Part("ceiling", "deliveries/s until latency passes a second, beside peers", ceiling.measure, 400),
+    Part(
+        "ceiling", "deliveries/s until latency passes a second, beside peers", ceiling.measure, 400
+    ),
     Part("latency", "publish to receipt at fixed rates", latency.measure, 150, True),
     Part("topics", "many destinations", topics.measure, 180),
     Part("connections", "connects/s, and everybody back after a restart", connections.measure, 180),
     Part("idle", "memory of idle connections", idle.measure, 120, True),
     Part("ingest", "messages/s from brokers and clients", ingest.measure, 180),
-    Part("growth", "curves over subscribers, destinations, bindings and sizes", growth.measure, 300),
+    Part(
+        "growth", "curves over subscribers, destinations, bindings and sizes", growth.measure, 300
+    ),
 )

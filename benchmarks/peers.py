@@ -48,10 +48,14 @@ def available(bench: Bench) -> Iterator[Peer]:
     if bench.rabbit() is not None:
         yield Peer("Web STOMP plugin", "stomp", "amqp", 10.0, _web_stomp, goal=100.0)
         if shutil.which("node") is None or not (_NODE / "node_modules").is_dir():
-            bench.lacks("the Node.js bridges", "install Node.js, then npm ci --prefix benchmarks/node")
+            bench.lacks(
+                "the Node.js bridges", "install Node.js, then npm ci --prefix benchmarks/node"
+            )
         else:
             yield Peer("ws + amqplib", "ws", "amqp", 50.0, _node("ws.mjs"), goal=50.0)
-            yield Peer("Express SSE + amqplib", "sse-node", "amqp", 50.0, _node("sse.mjs"), goal=25.0)
+            yield Peer(
+                "Express SSE + amqplib", "sse-node", "amqp", 50.0, _node("sse.mjs"), goal=25.0
+            )
     if _nginx() is None or not _NCHAN_MODULE.exists():
         bench.lacks("Nchan", "on Debian or Ubuntu: apt-get install libnginx-mod-nchan")
     else:
@@ -71,13 +75,13 @@ def gateway(*arguments: str) -> Iterator[int]:
 
 @contextmanager
 def _web_stomp(bench: Bench) -> Iterator[int]:
-    """RabbitMQ's own plugin; its queues go with their connections, and nobody pays for them later."""
+    """RabbitMQ's own plugin; its queues are gone at the end, so that nobody pays for them later."""
     rabbit = bench.rabbit()
     assert rabbit is not None
     yield rabbit.web_stomp
     wait_until(
-        lambda: not any(
-            name.startswith("stomp-subscription-") for name in rabbit.server.list_queues()
+        lambda: (
+            not any(name.startswith("stomp-subscription-") for name in rabbit.server.list_queues())
         ),
         what="the end of the plugin's queues",
     )

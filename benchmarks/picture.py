@@ -67,8 +67,12 @@ class Scale:
         return (math.log10(value) - self._low) / (self._high - self._low) * self._length
 
     def ticks(self) -> Iterator[float]:
-        """Yield powers of ten within, at most about six."""
+        """Yield powers of ten within, at most about six; on a short axis 2 and 5 times them too."""
         first, last = math.ceil(self._low - 1e-9), math.floor(self._high + 1e-9)
+        if last - first < 2:
+            values = [10.0**power * n for power in range(first - 1, last + 1) for n in (1, 2, 5)]
+            yield from (each for each in values if self._low <= math.log10(each) <= self._high)
+            return
         step = max(1, math.ceil((last - first) / 5))
         for power in range(first, last + 1, step):
             yield 10.0**power
@@ -83,11 +87,11 @@ def _plot(curve: Curve) -> Iterator[str]:
     yield f'<text x="{_LEFT}" y="29">{escape(curve.y)}</text>'
     for tick in up.ticks():
         y = bottom - up.place(tick)
-        yield f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + _INNER_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<path class="grid" d="M{_LEFT} {y:.1f}h{_INNER_WIDTH}"/>'
         yield f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>'
     for tick in across.ticks():
         x = _LEFT + across.place(tick)
-        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>'
+        yield f'<path class="grid" d="M{x:.1f} {_TOP}v{_INNER_HEIGHT}"/>'
         yield f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{short(tick)}</text>'
     yield (
         f'<rect class="frame" x="{_LEFT}" y="{_TOP}" '

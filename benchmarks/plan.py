@@ -34,8 +34,8 @@ class Plan:
     rounds: int = 3
     rates: tuple[float, ...] = (10.0, 100.0, 1000.0)
     paced: float = 1.0
-    step: float = 1.5
-    most: int = 7
+    step: float = 1.2
+    most: int = 6
     limit: float = 1.0
     kafka_wires: tuple[str, ...] = ("ws",)
     destinations: tuple[int, ...] = (1, 10, 100, 1000, 10_000)
@@ -47,7 +47,7 @@ class Plan:
     back: int = 10_000
     growth: tuple[int, ...] = (10, 100, 1000, 10_000)
     sizes: tuple[int, ...] = (16, 100, 1000, 10_000, 100_000, 1_000_000)
-    backlog: int = 100_000
+    backlog: int = 50_000
     publishers: int = 50
     patience: float = 1.0
 

@@ -173,8 +173,8 @@ class Receiver:
     ) -> child.Answer:
         """Receive the rest of `messages` messages of each subscription, and check everything.
 
-        cycle, first, ordered: see streams.check. lossy: what is missing is answered as `lost`, for overload on
-        purpose. Returns the time of the last byte (monotonic seconds), and all bytes.
+        cycle, first, ordered: see streams.check. lossy: what is missing is answered as `lost`, for
+        overload on purpose. silence: seconds after which nothing more will come. Returns the time of the last byte (monotonic seconds), and all bytes.
         """
         wanted = messages * sum(map(len, self._topics.values()))
         # The marker stands at the front: the last message may not be whole yet.
@@ -195,7 +195,13 @@ class Receiver:
     def _check(self, messages: int, cycle: int, first: int, ordered: bool) -> None:
         for number, stream in self._kept.items():
             streams.check(
-                self._wire.split, bytes(stream), messages, cycle, self._topics[number], first, ordered
+                self._wire.split,
+                bytes(stream),
+                messages,
+                cycle,
+                self._topics[number],
+                first,
+                ordered,
             )
         wrong = [
             number
@@ -308,7 +314,9 @@ def _hear(opened: socket.socket, turn: Turn) -> bytes:
         answer += data
         if not data or b"ERROR\n" in answer:
             raise ValueError(f"refused: {answer[:300]!r}")
-    if turn.answer.startswith(b"HTTP") and not answer.startswith((b"HTTP/1.1 101", b"HTTP/1.1 200")):
+    if turn.answer.startswith(b"HTTP") and not answer.startswith(
+        (b"HTTP/1.1 101", b"HTTP/1.1 200")
+    ):
         raise ValueError(f"refused: {answer[:300]!r}")
     return answer[answer.index(turn.end) + len(turn.end) :]
 

@@ -42,11 +42,18 @@ class Rig:
         self._receivers = receivers
         self.server = self._stack.enter_context(Child(server, *arguments))
         self.crowd = self._stack.enter_context(Crowd(receivers))
-        self.port = int(self.server.answer()["port"])
+        self._port: int | None = None
         self._wire = ""
         self._count = 0
         self._topics = 0
         self._subscriptions = 1
+
+    @property
+    def port(self) -> int:
+        """Where the server listens; asked for when it is needed, so that servers start together."""
+        if self._port is None:
+            self._port = int(self.server.answer()["port"])
+        return self._port
 
     @property
     def _is_null(self) -> bool:
@@ -87,6 +94,7 @@ class Rig:
 
     def rss(self) -> int:
         """Return the server's resident bytes."""
+        assert self.port
         return int(self.server.do("usage")["rss"])
 
     def fan_out(self, seconds: float, batch: int, size: int) -> Run:

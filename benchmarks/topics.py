@@ -12,9 +12,9 @@ from statistics import median
 
 from .bench import Bench
 from .child import Child
+from .crowd import Crowd
 from .figures import Row
 from .peers import gateway
-from .crowd import Crowd
 from .rig import SERVERS, Rig, Run
 from .wire import WIRES
 
@@ -94,9 +94,11 @@ def _rabbit(bench: Bench, count: int) -> Iterator[Row]:
     assert rabbit is not None
     what = f"{count:,} destinations × 1 subscriber"
     bench.report(f"topics: {what}, {rabbit.name}")
-    with gateway(rabbit.url) as port, Crowd() as crowd, Child(
-        "amqp_publisher", rabbit.url
-    ) as publisher:
+    with (
+        gateway(rabbit.url) as port,
+        Crowd() as crowd,
+        Child("amqp_publisher", rabbit.url) as publisher,
+    ):
         publisher.answer()
         took = crowd.open(port, "ws", count, topics=count)
         crowd.begin()
@@ -113,7 +115,7 @@ def _rabbit(bench: Bench, count: int) -> Iterator[Row]:
     )
     yield Row(
         "topics",
-        f"the same: from the first connection to the last one live",
+        "the same: from the first connection to the last one live",
         "WebSocket",
         "s",
         "",

@@ -153,9 +153,7 @@ def _sse_turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
 STOMP_UPGRADE = Turn(
     upgrade("/ws", "Sec-WebSocket-Protocol: v12.stomp"), handshake_response(_KEY), b"\r\n\r\n"
 )
-STOMP_CONNECT = Turn(
-    client_frame(CONNECT.encode()), text_frame(_CONNECTED.encode()), b"\n\n\0\n"
-)
+STOMP_CONNECT = Turn(client_frame(CONNECT.encode()), text_frame(_CONNECTED.encode()), b"\n\n\0\n")
 
 
 def _stomp_turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
