@@ -173,8 +173,9 @@ class Receiver:
     ) -> child.Answer:
         """Receive the rest of `messages` messages of each subscription, and check everything.
 
-        cycle, first, ordered: see streams.check. lossy: what is missing is answered as `lost`, for
-        overload on purpose. silence: seconds after which nothing more will come. Returns the time of the last byte (monotonic seconds), and all bytes.
+        cycle, first, ordered: see streams.check. lossy: what is missing is answered as `lost`,
+        for overload on purpose. silence: seconds after which nothing more will come. Returns the
+        time of the last byte (monotonic seconds), and all bytes.
         """
         wanted = messages * sum(map(len, self._topics.values()))
         # The marker stands at the front: the last message may not be whole yet.
