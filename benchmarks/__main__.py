@@ -54,9 +54,11 @@ def main() -> int:
     for failure in failures:
         print(f"benchmark failed: {failure}", file=sys.stderr)
     if arguments.write and not failures:
-        write(PAGE, table(figures))
+        text = table(figures)
         if svg:
             PICTURE.write_text(svg, "utf-8")
+            text += f"\n\n![How the figures grow](images/{PICTURE.name})"
+        write(PAGE, text)
     return 1 if failures else 0
 
 
