@@ -90,6 +90,21 @@ class Child:
         self.send(name, **arguments)
         return self.answer()
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that it has used, also while it is stopped."""
+        used = psutil.Process(self.pid).cpu_times()
+        return float(used.user + used.system)
+
+    def kill(self) -> None:
+        """Kill it, as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
     def __enter__(self) -> Self:
         return self
 

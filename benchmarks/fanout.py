@@ -2,94 +2,88 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from statistics import median
 
-from .plan import Plan
+from .bench import Bench
+from .figures import Row
 from .rig import SERVERS, Rig, Run
+from .wire import WIRES
+
+# Of the null server's deliveries/s, and of plain WebSocket's CPU for each byte.
+_GOAL = 0.7
+_GOAL_PER_BYTE = 1 / 1.5
+# Over SockJS nothing is asked for.
+_GOALS = frozenset(("ws", "sse", "stomp"))
 
 
 @dataclass(frozen=True, slots=True)
-class FanOut:
-    """One row: medians over the rounds.
-
-    null, gateway: deliveries/s. ratio: the median of each round's gateway by null. null_cpu,
-    gateway_cpu: seconds of the server's CPU per delivery. per_write: messages in a write of the
-    gateway. receiver: share of a CPU that the null server's receiver took. bytes: of a delivery.
-    per_byte: the gateway's CPU per delivered byte by that of plain WebSocket in the same round.
-    """
+class Case:
+    """One row of the matrix: batch messages of a size in each tick."""
 
     wire: str
-    subscribers: int
     batch: int
-    null: float
-    gateway: float
-    ratio: float
-    null_cpu: float
-    gateway_cpu: float
-    per_write: float
-    receiver: float
-    bytes: float
-    per_byte: float | None
+    size: int
 
 
-def measure(plan: Plan, report: Callable[[str], None]) -> Iterator[FanOut]:
+def measure(bench: Bench) -> Iterator[Row]:
     """Measure the matrix; raises BenchmarkError unless everything arrived in order."""
+    plan = bench.plan
+    # The cost of a byte is beside plain WebSocket's.
+    wires = tuple(wire for wire in WIRES if wire in (*plan.wires, "ws"))
     with ExitStack() as stack:
-        pairs = {
-            wire: tuple(stack.enter_context(Rig(server)) for server in SERVERS)
-            for wire in plan.wires
-        }
-        for subscribers in plan.subscribers:
-            for wire, pair in pairs.items():
-                for rig in pair:
-                    rig.open(wire, subscribers)
-            for batch in plan.batches:
-                report(f"fan-out, {subscribers} subscribers, {batch} per tick")
-                rounds: dict[str, list[tuple[Run, Run]]] = {wire: [] for wire in pairs}
-                # All in turns: what else the machine does befalls everyone.
-                for _ in range(plan.rounds):
-                    for wire, (null, gateway) in pairs.items():
-                        made = [
-                            rig.fan_out(plan.seconds, batch, plan.size) for rig in (null, gateway)
-                        ]
-                        rounds[wire].append((made[0], made[1]))
-                plain = rounds.get("ws")
-                for wire in pairs:
-                    yield _row(wire, subscribers, batch, rounds[wire], plain)
-            for pair in pairs.values():
-                for rig in pair:
-                    rig.close()
+        pairs = {wire: [stack.enter_context(Rig(server)) for server in SERVERS] for wire in wires}
+        for wire, pair in pairs.items():
+            for rig in pair:
+                rig.open(wire, plan.subscribers)
+        for batch, size in plan.batches:
+            bench.report(f"fan-out, {plan.subscribers:,} subscribers, {batch} × {size} B per tick")
+            rounds: dict[str, list[tuple[Run, Run]]] = {wire: [] for wire in pairs}
+            # All in turns: what else the machine does befalls everyone.
+            for _ in range(plan.rounds):
+                for wire, pair in pairs.items():
+                    null, gateway = (rig.fan_out(plan.seconds, batch, size) for rig in pair)
+                    rounds[wire].append((null, gateway))
+            for wire in pairs:
+                yield from _rows(
+                    Case(wire, batch, size), plan.subscribers, rounds[wire], rounds["ws"]
+                )
 
 
-def _row(
-    wire: str,
+def _rows(
+    case: Case,
     subscribers: int,
-    batch: int,
     rounds: list[tuple[Run, Run]],
-    plain: list[tuple[Run, Run]] | None,
-) -> FanOut:
-    median = statistics.median
-    per_byte = None
-    # A run too short for the clock has no cost to compare.
-    if plain is not None and all(gateway.cpu for _, gateway in plain):
-        per_byte = median(
-            (mine.cpu / mine.bytes) / (other.cpu / other.bytes)
-            for (_, mine), (_, other) in zip(rounds, plain, strict=True)
-        )
-    return FanOut(
-        wire,
-        subscribers,
-        batch,
-        null=median(null.rate for null, _ in rounds),
-        gateway=median(gateway.rate for _, gateway in rounds),
-        ratio=median(gateway.rate / null.rate for null, gateway in rounds),
-        null_cpu=median(null.cpu for null, _ in rounds),
-        gateway_cpu=median(gateway.cpu for _, gateway in rounds),
-        per_write=median(gateway.per_write for _, gateway in rounds),
-        receiver=median(null.receiver for null, _ in rounds),
-        bytes=median(gateway.bytes for _, gateway in rounds),
-        per_byte=per_byte,
+    plain: list[tuple[Run, Run]],
+) -> Iterator[Row]:
+    """Yield the medians of the rounds; a ratio is of rates, so a null round beside its own."""
+    what = f"{subscribers:,} subscribers, {case.batch} × {case.size} B per tick"
+    title = WIRES[case.wire].title
+    # By the median of each round's ratio: a round in which the machine did something else is out.
+    gateway = median(made.rate for _, made in rounds)
+    ratio = median(made.rate / null.rate for null, made in rounds)
+    yield Row(
+        "fanout", what, title, "deliveries/s", "null server", gateway / ratio, gateway,
+        goal=_GOAL if case.wire in _GOALS and case.batch > 1 else None,
+    )  # fmt: skip
+    yield Row(
+        "fanout",
+        what,
+        title,
+        "CPU µs/delivery",
+        "null server",
+        median(null.cpu for null, _ in rounds) * 1e6,
+        median(made.cpu for _, made in rounds) * 1e6,
+        cost=True,
     )
+    # A run too short for the clock has no cost to compare.
+    if case.wire != "ws" and all(made.cpu for _, made in plain):
+        ours = [made.cpu / made.bytes for _, made in rounds]
+        theirs = [made.cpu / made.bytes for _, made in plain]
+        yield Row(
+            "fanout", what, title, "CPU ns/delivered byte", "the same over WebSocket",
+            median(theirs) * 1e9, median(ours) * 1e9, cost=True,
+            goal=_GOAL_PER_BYTE if case.wire == "stomp" else None,
+        )  # fmt: skip

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from .plan import Plan
+from .bench import Bench
+from .figures import Row
 from .rig import SERVERS, Rig
+from .wire import WIRES
 
 # Opened and closed first, so that what the first clients cost once is not counted.
 _WARM_UP = 100
+# KB of a connection that may be; STOMP's has one subscription.
+_GOALS = {"ws": 3.0, "sse": 3.0, "stomp": 6.0}
 
 
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """One row: bytes per connection."""
-
-    wire: str
-    connections: int
-    null: float
-    gateway: float
-
-
-def measure(plan: Plan, report: Callable[[str], None]) -> Iterator[Idle]:
+def measure(bench: Bench) -> Iterator[Row]:
     """Measure every transport, each on a fresh server."""
-    count = plan.idle_allowed
-    for wire in plan.wires:
-        report(f"{wire}, {count} idle connections")
-        yield Idle(wire, count, *(_bytes(server, wire, count) for server in SERVERS))
+    count = bench.plan.allowed(bench.plan.back)
+    for wire in bench.plan.wires:
+        bench.report(f"{count:,} idle connections, {WIRES[wire].title}")
+        null, gateway = (per_connection(server, wire, count) / 1000 for server in SERVERS)
+        goal = _GOALS.get(wire)
+        yield Row(
+            "idle",
+            f"{count:,} idle connections" + (f" (goal {goal:g} KB)" if goal else ""),
+            WIRES[wire].title,
+            "KB/connection",
+            "null server",
+            null,
+            gateway,
+            cost=True,
+        )
 
 
-def _bytes(server: str, wire: str, count: int) -> float:
+def per_connection(server: str, wire: str, count: int) -> float:
+    """Return the bytes that each of `count` connections adds to a server."""
     with Rig(server) as rig:
-        rig.open(wire, _WARM_UP)
+        rig.open(wire, min(_WARM_UP, count))
         rig.close()
         before = rig.rss()
         rig.open(wire, count)

@@ -1,10 +1,27 @@
-"""Latencies by the read: what one read brought counts as often as it has messages."""
+"""Latencies of a run: what each read took, counted by its messages."""
 
 from __future__ import annotations
 
 import array
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .child import Answer
+
+# Neighbouring buckets differ by one per cent.
+_STEP = math.log(1.01)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Publish to receipt, in seconds."""
+
+    p50: float
+    p99: float
+    p999: float
+    max: float
 
 
 class Latencies:
@@ -28,22 +45,35 @@ class Latencies:
         del self._counts[:]
 
     def summary(self) -> Answer:
-        """Return p50, p99 and max in seconds; ValueError when there is nothing."""
-        if not self._seconds:
-            raise ValueError("no latency was taken")
-        ordered = sorted(zip(self._seconds, self._counts, strict=True))
-        total = sum(self._counts)
-        return {
-            "p50": _at(ordered, total * 50 // 100),
-            "p99": _at(ordered, total * 99 // 100),
-            "max": ordered[-1][0],
-        }
+        """Return the counts by bucket, for `merged`."""
+        buckets: Counter[int] = Counter()
+        for seconds, count in zip(self._seconds, self._counts, strict=True):
+            buckets[math.ceil(math.log(max(seconds, 1e-7)) / _STEP)] += count
+        return {"latencies": {str(bucket): count for bucket, count in buckets.items()}}
 
 
-def _at(ordered: list[tuple[float, int]], place: int) -> float:
+def merged(answers: Sequence[Answer]) -> Latency:
+    """Return what several receivers saw together; ValueError when there is nothing."""
+    buckets: Counter[int] = Counter()
+    for answer in answers:
+        for bucket, count in answer.get("latencies", {}).items():
+            buckets[int(bucket)] += count
+    if not buckets:
+        raise ValueError("no latency was taken")
+    ordered = sorted(buckets.items())
+    total = buckets.total()
+    return Latency(
+        _at(ordered, total * 0.5),
+        _at(ordered, total * 0.99),
+        _at(ordered, total * 0.999),
+        math.exp(ordered[-1][0] * _STEP),
+    )
+
+
+def _at(ordered: list[tuple[int, int]], place: float) -> float:
     passed = 0
-    for seconds, count in ordered:
+    for bucket, count in ordered:
         passed += count
         if passed > place:
-            return seconds
-    return ordered[-1][0]
+            return math.exp(bucket * _STEP)
+    return math.exp(ordered[-1][0] * _STEP)

@@ -1,59 +1,125 @@
-"""Latency: from publish to receipt at a modest fixed rate, the receiver's own turn included.
+"""Latency: from publish to receipt at modest fixed rates, the receiver's own turn included.
 
 The last of a thousand subscribers waits for 999 others to be written and read. That is the same
-for both servers; what the gateway adds is the difference.
+for everybody; what the gateway adds is the difference. Beside the null server both publish in
+their own process; beside Nchan both are published to with POST.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack
+from statistics import median
 
-from . import rig
-from .plan import Plan
+from .bench import Bench
+from .child import BenchmarkError, Child
+from .crowd import Crowd
+from .figures import Row
+from .latencies import Latency
+from .peers import Peer, available, gateway
+from .rig import SERVERS, Rig
+from .wire import ALL, WIRES
+
+_WARM_UP = 20
+# Messages/s at which Nchan's latency is the goal.
+_GOAL_AT = 100.0
+# SockJS is STOMP in JSON; the rest of its way is the same.
+_WIRES = ("ws", "sse", "stomp")
 
 
-@dataclass(frozen=True, slots=True)
-class LatencyPair:
-    """One row. rate: messages/s."""
-
-    wire: str
-    subscribers: int
-    rate: float
-    null: rig.Latency
-    gateway: rig.Latency
-
-
-def measure(plan: Plan, report: Callable[[str], None]) -> Iterator[LatencyPair]:
+def measure(bench: Bench) -> Iterator[Row]:
     """Measure every transport; raises BenchmarkError unless everything arrived in order."""
-    with rig.Rig(rig.SERVERS[0]) as null, rig.Rig(rig.SERVERS[1]) as gateway:
-        for wire in plan.wires:
-            report(f"{wire}, latency at {plan.rate:g} messages/s")
-            null.open(wire, plan.audience)
-            gateway.open(wire, plan.audience)
-            # In turns, as the fan-out; the medians of the rounds.
-            rounds = [
-                (
-                    null.latency(plan.rate, plan.paced, plan.size),
-                    gateway.latency(plan.rate, plan.paced, plan.size),
+    plan = bench.plan
+    wires = [wire for wire in _WIRES if wire in plan.wires] or list(plan.wires)
+    with Rig(SERVERS[0]) as null, Rig(SERVERS[1]) as ours:
+        for wire in wires:
+            bench.report(f"latency, {WIRES[wire].title}")
+            pair = (null, ours)
+            for rig in pair:
+                rig.open(wire, plan.subscribers)
+            for rate in plan.rates:
+                messages = max(10, int(rate * plan.paced))
+                # In turns, as the fan-out; the medians of the rounds.
+                rounds = [
+                    [rig.latency(rate, messages, plan.size) for rig in pair]
+                    for _ in range(plan.rounds)
+                ]
+                of_null, of_ours = (_median([each[side] for each in rounds]) for side in (0, 1))
+                yield from _rows(bench, rate, wire, "null server", of_null, of_ours)
+            for rig in pair:
+                rig.close()
+    for peer in available(bench):
+        if peer.publisher == "http" and peer.wire.partition("-")[0] in wires:
+            yield from _beside(bench, peer)
+
+
+def _beside(bench: Bench, peer: Peer) -> Iterator[Row]:
+    """Measure a peer that is published to with POST, and the gateway in turns with it."""
+    plan = bench.plan
+    wire = peer.wire.partition("-")[0]
+    bench.report(f"latency, {WIRES[wire].title}, beside {peer.name}")
+    with ExitStack() as stack:
+        ports = (stack.enter_context(peer.start(bench)), stack.enter_context(gateway()))
+        crowds = [stack.enter_context(Crowd()) for _ in ports]
+        publishers = [stack.enter_context(Child("http_publisher", str(port))) for port in ports]
+        for publisher in publishers:
+            publisher.answer()
+        for crowd, port, name in zip(crowds, ports, (peer.wire, wire), strict=True):
+            crowd.open(port, name, plan.subscribers)
+        for rate in plan.rates:
+            messages = max(10, int(rate * plan.paced))
+            rounds: list[list[Latency]] = []
+            try:
+                for crowd, publisher in zip(crowds, publishers, strict=True):
+                    _post(bench, crowd, publisher, rate, min(messages, _WARM_UP))
+                rounds += (
+                    [
+                        _post(bench, crowd, publisher, rate, messages)
+                        for crowd, publisher in zip(crowds, publishers, strict=True)
+                    ]
+                    for _ in range(plan.rounds)
                 )
-                for _ in range(plan.rounds)
-            ]
-            null.close()
-            gateway.close()
-            yield LatencyPair(
-                wire,
-                plan.audience,
-                plan.rate,
-                _median([each for each, _ in rounds]),
-                _median([each for _, each in rounds]),
-            )
+            except BenchmarkError as error:
+                bench.lacks(f"{ALL[peer.wire].title} at {rate:g} messages/s", str(error))
+                return
+            theirs, ours = (_median([each[side] for each in rounds]) for side in (0, 1))
+            yield from _rows(bench, rate, wire, f"{peer.name}, both by POST", theirs, ours)
 
 
-def _median(runs: list[rig.Latency]) -> rig.Latency:
-    return rig.Latency(
-        statistics.median(run.p50 for run in runs),
-        statistics.median(run.p99 for run in runs),
-        statistics.median(run.max for run in runs),
+def _post(bench: Bench, crowd: Crowd, publisher: Child, rate: float, messages: int) -> Latency:
+    crowd.begin(stamped=True)
+    publisher.do("pace", rate=rate, messages=messages, size=bench.plan.size)
+    latency = crowd.finish(messages, messages).latency
+    assert latency is not None
+    return latency
+
+
+def _rows(
+    bench: Bench, rate: float, wire: str, beside: str, theirs: Latency, ours: Latency
+) -> Iterator[Row]:
+    asked = beside != "null server" and rate == _GOAL_AT
+    for name, of_theirs, of_ours in (
+        ("p50", theirs.p50, ours.p50),
+        ("p99", theirs.p99, ours.p99),
+        ("p99.9", theirs.p999, ours.p999),
+    ):
+        yield Row(
+            "latency",
+            f"{bench.plan.subscribers:,} subscribers, {rate:g} messages/s: {name}",
+            WIRES[wire].title,
+            "ms",
+            beside,
+            of_theirs * 1e3,
+            of_ours * 1e3,
+            cost=True,
+            goal=1.0 if asked and name != "p99.9" else None,
+        )
+
+
+def _median(runs: list[Latency]) -> Latency:
+    return Latency(
+        median(run.p50 for run in runs),
+        median(run.p99 for run in runs),
+        median(run.p999 for run in runs),
+        median(run.max for run in runs),
     )

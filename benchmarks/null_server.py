@@ -19,8 +19,8 @@ from .producer import as_fast_as_possible, at_a_rate
 from .wire import WIRES
 
 # What a client says, and after which of it the client is subscribed.
-_TURNS = {turn.ask: turn for wire in WIRES.values() for turn in wire.turns}
-_LAST = {wire.turns[-1] for wire in WIRES.values()}
+_TURNS = {turn.ask: turn for wire in WIRES.values() for turn in wire.usual}
+_LAST = {wire.usual[-1] for wire in WIRES.values()}
 
 
 class Subscriber(asyncio.Protocol):
@@ -75,7 +75,9 @@ class NullServer:
         for transport in self.transports:
             transport.write(data)
 
-    async def fan_out(self, wire: str, seconds: float, batch: int, size: int) -> child.Answer:
+    async def fan_out(
+        self, wire: str, seconds: float, batch: int, size: int, topics: int
+    ) -> child.Answer:
         """Write ready-made batches of `batch` messages for some seconds."""
         data = WIRES[wire].ready_made([message.body(number, size) for number in range(batch)])
 

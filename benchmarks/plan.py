@@ -12,50 +12,87 @@ _OWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Bounds of one benchmark.
+    """Bounds of one benchmark; times in seconds, sizes in bytes.
 
-    wires: the transports. subscribers, batches (messages per tick): the fan-out's matrix, with
-    each server `rounds` times `seconds` long. size: bytes of a body. idle: connections of the
-    memory measurement. rate (messages/s), paced (messages in a round), audience (subscribers): of
-    the latency measurement. crowd: subscribers of the comparison with RabbitMQ's plugin, step:
-    seconds at each of its rates, most: steps for each side, limit: the p99 latency in
-    seconds above which a rate has not held.
+    wires: the transports. subscribers: of fan-out, latency and ceiling. batches: messages of a
+    tick, by the sizes that they are sent in. seconds, rounds: of each run of a server. rates,
+    paced: messages/s of the latency, and how long. step: of each rate of the ceiling, most: how
+    many, limit: the p99 latency above which a rate has not held. kafka_wires: that the ceiling
+    has Kafka behind. destinations: of the many topics with one subscriber; bindings: of the
+    growth; tens: topics with ten. crowded: connections of 100 subscriptions. connects: that
+    are opened for connects/s. back: clients of the restart, and of idle memory. growth: numbers of
+    subscribers, sizes: of messages. backlog: messages of the ingest, publishers: of the
+    publishes/s.
     """
 
     wires: tuple[str, ...] = WIRE_NAMES
-    subscribers: tuple[int, ...] = (100, 1000)
-    batches: tuple[int, ...] = (1, 10, 100)
     size: int = 100
+    large: int = 1000
+    subscribers: int = 1000
+    batches: tuple[tuple[int, int], ...] = ((1, 100), (10, 100), (100, 100), (10, 1000))
     seconds: float = 0.3
     rounds: int = 3
-    idle: int = 10_000
-    rate: float = 100.0
-    paced: int = 100
-    audience: int = 1000
-    crowd: int = 1000
-    step: float = 2.5
-    most: int = 9
+    rates: tuple[float, ...] = (10.0, 100.0, 1000.0)
+    paced: float = 1.0
+    step: float = 1.2
+    most: int = 6
     limit: float = 1.0
+    kafka_wires: tuple[str, ...] = ("ws",)
+    destinations: tuple[int, ...] = (1, 10, 100, 1000, 10_000)
+    many: int = 10_000
+    tens: int = 1000
+    crowded: int = 100
+    bindings: tuple[int, ...] = (1, 100, 1000, 10_000)
+    connects: int = 2000
+    back: int = 10_000
+    growth: tuple[int, ...] = (10, 100, 1000, 10_000)
+    sizes: tuple[int, ...] = (16, 100, 1000, 10_000, 100_000, 1_000_000)
+    backlog: int = 50_000
+    publishers: int = 50
+    patience: float = 1.0
 
-    @property
-    def idle_allowed(self) -> int:
-        """The idle connections that the limit on open files allows."""
+    def allowed(self, connections: int) -> int:
+        """Return as many of the connections as the limit on open files allows."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        return self.idle if hard == resource.RLIM_INFINITY else min(self.idle, hard - _OWN)
+        return connections if hard == resource.RLIM_INFINITY else min(connections, hard - _OWN)
 
 
-FULL = Plan()
+NORMAL = Plan()
+# All sizes, in as long as that takes.
+LONG = Plan(
+    seconds=1.0,
+    rounds=5,
+    paced=5.0,
+    step=4.0,
+    most=10,
+    kafka_wires=WIRE_NAMES,
+    destinations=(1, 10, 100, 1000, 10_000, 100_000),
+    bindings=(1, 10, 100, 1000, 10_000, 100_000),
+    connects=10_000,
+    growth=(10, 30, 100, 300, 1000, 3000, 10_000, 15_000),
+    backlog=1_000_000,
+    patience=6.0,
+)
 # A smoke test: everything once, nothing long enough to mean much.
 QUICK = Plan(
-    subscribers=(20,),
-    batches=(1, 10),
+    subscribers=20,
+    batches=((1, 100), (10, 1000)),
     seconds=0.05,
     rounds=1,
-    idle=200,
-    paced=10,
-    audience=20,
-    crowd=10,
+    rates=(10.0, 100.0),
+    paced=0.2,
     step=0.3,
     most=2,
     limit=60.0,
+    destinations=(1, 20),
+    many=30,
+    tens=5,
+    crowded=2,
+    bindings=(1, 100),
+    connects=40,
+    back=100,
+    growth=(5, 20),
+    sizes=(16, 100_000),
+    backlog=2000,
+    publishers=4,
 )

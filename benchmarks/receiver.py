@@ -4,8 +4,8 @@ Raw sockets behind one epoll, every read into the same large buffer; a read is c
 markers, whole, not message by message. That alone would not notice a message that came in
 another's stead, so at the end of a run
 
-- every connection has exactly as many markers as messages were published,
-- all connections have exactly the same number of bytes,
+- every connection has exactly as many markers as messages were published for it,
+- all connections to one destination have exactly the same number of bytes,
 - the streams of a sample, chosen anew for each run, were kept and are parsed: every message is
   there, in order, and nothing else (a gap notice, a heartbeat) is,
 - where latency is taken, the first message of every read of every connection is not one that was
@@ -21,23 +21,28 @@ import os
 import random
 import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from queuecast.server.listener import raise_open_files
 
-from . import child, message
+from . import child, message, streams
 from .latencies import Latencies
-from .wire import WIRES, Turn, check
+from .wire import ALL, Turn
 
 _BUFFER = 256 * 1024
 _SAMPLE = 8
+# Bytes that a sample's stream may have, so that it fits in memory.
+_KEPT = 64 << 20
 # Connections opened at a time; the listen queue holds more.
 _WAVE = 200
 # Seconds after which what has not come will not come, and after which nothing more will.
-_SILENCE = 10.0
+_SILENCE = 20.0
 _SETTLED = 0.05
+_TIMEOUT = struct.pack("ll", int(_SILENCE), 0)
 
 
 class Receiver:
@@ -48,9 +53,12 @@ class Receiver:
         # So that a command ends the wait for bytes.
         self._epoll.register(sys.stdin.fileno(), select.EPOLLIN)
         self._sockets: dict[int, socket.socket] = {}
+        # The destinations of each connection, by number.
+        self._topics: dict[int, tuple[int, ...]] = {}
         self._buffer = bytearray(_BUFFER)
-        self._wire = WIRES["ws"]
+        self._wire = ALL["ws"]
         self._stamped = False
+        self._even = True
         self._counts: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
         self._kept: dict[int, bytearray] = {}
@@ -60,30 +68,77 @@ class Receiver:
 
     # -- connections ----------------------------------------------------------------------
 
-    def open(self, port: int, wire: str, count: int) -> child.Answer:
-        """Connect and wait until every subscription is live."""
-        self._wire = WIRES[wire]
-        left = count
-        while left:
-            wave = min(left, _WAVE)
-            self._open_wave(port, wave)
-            left -= wave
-        return {}
+    def open(
+        self,
+        port: int,
+        wire: str,
+        count: int,
+        first: int = 0,
+        topics: int = 0,
+        subscriptions: int = 1,
+        since: str = "",
+        destinations: list[str] | None = None,
+    ) -> child.Answer:
+        """Connect and wait until every subscription is live; returns when it began and ended.
 
-    def _open_wave(self, port: int, count: int) -> None:
+        first: the number of the first connection. topics: how many destinations they are spread
+        over, 0 for the one that everybody has; `subscriptions` of them for each connection.
+        since: resume there, and count what comes at once. destinations: names instead of those.
+        """
+        self._wire = ALL[wire]
+        self._even = self._wire.even and topics <= 1
+        if since:
+            self.begin(stamped=False)
+        started = time.monotonic()
+        for wave in range(first, first + count, _WAVE):
+            numbers = range(wave, min(wave + _WAVE, first + count))
+            chosen = []
+            for number in numbers:
+                begin = number * subscriptions
+                chosen.append(tuple((begin + n) % max(1, topics) for n in range(subscriptions)))
+            self._open_wave(port, chosen, topics > 0, since, destinations)
+        return {"started": started, "ended": time.monotonic()}
+
+    def _open_wave(
+        self,
+        port: int,
+        chosen: list[tuple[int, ...]],
+        many: bool,
+        since: str,
+        destinations: list[str] | None,
+    ) -> None:
+        address = ("127.0.0.1", port)
         opened = []
-        for _ in range(count):
-            made = socket.create_connection(("127.0.0.1", port), timeout=_SILENCE)
-            opened.append(made)
-        for turn in self._wire.turns:
-            for each in opened:
-                each.sendall(turn.ask)
-            for each in opened:
-                _hear(each, turn)
-        for each in opened:
-            each.setblocking(False)
-            self._sockets[each.fileno()] = each
-            self._epoll.register(each.fileno(), select.EPOLLIN)
+        for topics in chosen:
+            names = [message.destination(topic if many else None) for topic in topics]
+            if destinations is not None:
+                names = [destinations[topic] for topic in topics]
+            turns = self._wire.turns(names, since)
+            made = socket.socket()
+            # Cheaper than Python's own timeout, which polls before each call.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
+            made.connect(address)
+            made.sendall(turns[0].ask)
+            opened.append((made, turns))
+        rests = []
+        for place in range(len(opened[0][1])):
+            if place:
+                for made, turns in opened:
+                    made.sendall(turns[place].ask)
+            rests = [_hear(made, turns[place]) for made, turns in opened]
+        for (made, _), topics, rest in zip(opened, chosen, rests, strict=True):
+            if rest and not since:
+                raise ValueError(f"more than an answer: {rest[:300]!r}")
+            made.setblocking(False)
+            number = made.fileno()
+            self._sockets[number] = made
+            self._topics[number] = topics
+            self._epoll.register(number, select.EPOLLIN)
+            if since:
+                self._counts[number] = self._bytes[number] = 0
+                if len(self._kept) < _SAMPLE:
+                    self._kept[number] = bytearray()
+                self._count(number, bytearray(rest), len(rest))
 
     def close(self) -> child.Answer:
         """Disconnect everybody."""
@@ -91,6 +146,7 @@ class Receiver:
             self._epoll.unregister(number)
             each.close()
         self._sockets.clear()
+        self._topics.clear()
         return {}
 
     # -- a run ----------------------------------------------------------------------------
@@ -106,16 +162,25 @@ class Receiver:
         self._total = 0
         return {}
 
-    def finish(self, messages: int, cycle: int, lossy: bool = False) -> child.Answer:
-        """Receive the rest of `messages` messages, and check everything.
+    def finish(
+        self,
+        messages: int,
+        cycle: int,
+        lossy: bool = False,
+        silence: float = _SILENCE,
+        first: int = 0,
+        ordered: bool = True,
+    ) -> child.Answer:
+        """Receive the rest of `messages` messages of each subscription, and check everything.
 
-        cycle: see wire.check. lossy: what is missing is answered as `lost`, for overload on
-        purpose. Returns the time of the last byte (monotonic seconds) and the bytes of a delivery.
+        cycle, first, ordered: see streams.check. lossy: what is missing is answered as `lost`,
+        for overload on purpose. silence: seconds after which nothing more will come. Returns the
+        time of the last byte (monotonic seconds), and all bytes.
         """
-        wanted = messages * len(self._sockets)
+        wanted = messages * sum(map(len, self._topics.values()))
         # The marker stands at the front: the last message may not be whole yet.
         while self._total < wanted or not self._is_even():
-            if not self._receive(_SILENCE):
+            if not self._receive(silence):
                 if lossy and self._total < wanted:
                     return {"last": self._last, "lost": wanted - self._total}
                 raise ValueError(
@@ -124,24 +189,33 @@ class Receiver:
                 )
         while self._receive(_SETTLED):
             pass
-        self._check(messages, cycle)
-        answer: child.Answer = {
-            "last": self._last,
-            "bytes": sum(self._bytes.values()) / max(1, wanted),
-        }
+        self._check(messages, cycle, first, ordered)
+        answer: child.Answer = {"last": self._last, "bytes": sum(self._bytes.values())}
         return answer | self._latencies.summary() if self._stamped else answer
 
-    def _check(self, messages: int, cycle: int) -> None:
-        for stream in self._kept.values():
-            check(self._wire, bytes(stream), messages, cycle)
-        wrong = [number for number, count in self._counts.items() if count != messages]
+    def _check(self, messages: int, cycle: int, first: int, ordered: bool) -> None:
+        for number, stream in self._kept.items():
+            streams.check(
+                self._wire.split,
+                bytes(stream),
+                messages,
+                cycle,
+                self._topics[number],
+                first,
+                ordered,
+            )
+        wrong = [
+            number
+            for number, count in self._counts.items()
+            if count != messages * len(self._topics[number])
+        ]
         if wrong:
             raise ValueError(f"{len(wrong)} connections do not have {messages} messages")
         if not self._is_even():
             raise ValueError("the connections have different numbers of bytes")
 
     def _is_even(self) -> bool:
-        return len(set(self._bytes.values())) == 1
+        return not self._even or len(set(self._bytes.values())) <= 1
 
     # -- reading --------------------------------------------------------------------------
 
@@ -161,10 +235,14 @@ class Receiver:
         return any_read
 
     def _read(self, number: int) -> None:
-        buffer = self._buffer
-        size = self._sockets[number].recv_into(buffer)
+        size = self._sockets[number].recv_into(self._buffer)
         if size == 0:
             raise ValueError("the server closed a connection")
+        self._count(number, self._buffer, size)
+
+    def _count(self, number: int, buffer: bytearray, size: int) -> None:
+        if number not in self._counts:
+            return  # no run has begun
         count = buffer.count(message.MARKER, 0, size)
         self._counts[number] += count
         self._bytes[number] += size
@@ -172,6 +250,8 @@ class Receiver:
         kept = self._kept.get(number)
         if kept is not None:
             kept += memoryview(buffer)[:size]
+            if len(kept) > _KEPT:
+                raise ValueError("the run is too long to be checked")
         if self._stamped and count:
             self._take_stamp(number, size, count)
 
@@ -200,32 +280,46 @@ class Receiver:
             "finish": self.finish,
             "usage": child.usage,
         }
+        failed = ""
         while True:
             # A line is written whole and answered before the next one comes.
             if not select.select([sys.stdin], [], [], 0)[0]:
-                self._receive(-1)
+                try:
+                    self._receive(-1)
+                except (ValueError, OSError) as error:
+                    # Said in answer to the next command; nothing is read any more.
+                    failed = failed or str(error)
+                    self.close()
                 continue
-            line = os.read(sys.stdin.fileno(), 65536)
+            line = os.read(sys.stdin.fileno(), 1 << 20)
             if not line:
                 return
-            command = json.loads(line)
+            command: dict[str, Any] = json.loads(line)
             name = command.pop("do")
             try:
+                if failed and name != "usage":
+                    raise ValueError(failed)
                 child.tell(commands[name](**command))
             except (ValueError, OSError) as error:
                 child.tell({"error": f"{name}: {error}"})
 
 
-def _hear(opened: socket.socket, turn: Turn) -> None:
-    """Read the server's answer to one turn."""
+def _hear(opened: socket.socket, turn: Turn) -> bytes:
+    """Read the server's answer to one turn; returns what came after it."""
     answer = b""
-    while not answer.endswith(turn.end):
-        data = opened.recv(65536)
+    while turn.end not in answer:
+        try:
+            data = opened.recv(65536)
+        except BlockingIOError:
+            raise ValueError(f"no answer in time, only {answer[:300]!r}") from None
         answer += data
         if not data or b"ERROR\n" in answer:
             raise ValueError(f"refused: {answer[:300]!r}")
-    if turn.answer.startswith(b"HTTP") and not answer.startswith(turn.answer[:12]):
+    if turn.answer.startswith(b"HTTP") and not answer.startswith(
+        (b"HTTP/1.1 101", b"HTTP/1.1 200")
+    ):
         raise ValueError(f"refused: {answer[:300]!r}")
+    return answer[answer.index(turn.end) + len(turn.end) :]
 
 
 def main() -> None:

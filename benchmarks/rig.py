@@ -1,4 +1,4 @@
-"""A rig: a server under test with its receiver, and what one run on it yields."""
+"""A rig: a server under test with its subscribers, and what one run on it yields."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from .child import BenchmarkError, Child
+from .crowd import RECEIVERS, Crowd
+from .latencies import Latency
 
 SERVERS = ("null_server", "gateway_server")
 # Seconds that a server has to notice that its clients have left.
@@ -19,8 +21,8 @@ _LEAVE = 30.0
 class Run:
     """One fan-out run. rate: deliveries/s. cpu: seconds of the server's CPU per delivery.
 
-    per_write: messages in one write, as the server counts it. receiver: share of a CPU that the
-    receiver was busy; near 1 it, not the server, was the limit. bytes: of a delivery.
+    per_write: messages in one write, as the server counts it. receiver: share of the CPUs that
+    the receivers were busy; near 1 they, not the server, were the limit. bytes: of a delivery.
     """
 
     rate: float
@@ -30,77 +32,111 @@ class Run:
     bytes: float
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Publish to receipt, in seconds."""
-
-    p50: float
-    p99: float
-    max: float
-
-
 class Rig:
-    """Two processes: a server and its subscribers."""
+    """A server, and the processes with its subscribers."""
 
-    def __init__(self, server: str) -> None:
-        """server: one of SERVERS."""
+    def __init__(self, server: str, *arguments: str, receivers: int = RECEIVERS) -> None:
+        """server: one of SERVERS, with its arguments."""
         self.name = server
         self._stack = ExitStack()
-        self._server = self._stack.enter_context(Child(server))
-        self._receiver = self._stack.enter_context(Child("receiver"))
-        self._port = int(self._server.answer()["port"])
+        self._receivers = receivers
+        self.server = self._stack.enter_context(Child(server, *arguments))
+        self.crowd = self._stack.enter_context(Crowd(receivers))
+        self._port: int | None = None
         self._wire = ""
         self._count = 0
+        self._topics = 0
+        self._subscriptions = 1
 
-    def open(self, wire: str, count: int) -> None:
-        """Connect `count` subscribers and wait until they are live."""
-        self._receiver.do("open", port=self._port, wire=wire, count=count)
+    @property
+    def port(self) -> int:
+        """Where the server listens; asked for when it is needed, so that servers start together."""
+        if self._port is None:
+            self._port = int(self.server.answer()["port"])
+        return self._port
+
+    @property
+    def _is_null(self) -> bool:
+        return self.name == "null_server"
+
+    def open(
+        self, wire: str, count: int, *, topics: int = 0, subscriptions: int = 1, since: str = ""
+    ) -> float:
+        """Connect `count` subscribers and wait until they are live; returns the seconds it took.
+
+        topics, subscriptions, since: as receiver.Receiver.open. The null server knows no
+        destinations: it writes as many messages to each connection.
+        """
+        self._topics = topics
+        self._subscriptions = subscriptions
         self._wire = wire
         self._count = count
+        if self._is_null:
+            took = self.crowd.open(self.port, wire, count)
+        else:
+            more = {"topics": topics, "subscriptions": subscriptions, "since": since}
+            took = self.crowd.open(self.port, wire, count, **more)
         self._await(count)
+        return took
 
     def close(self) -> None:
         """Disconnect everybody, and wait until the server has seen it."""
-        self._receiver.do("close")
+        self.crowd.close()
         self._await(0)
 
     def _await(self, count: int) -> None:
+        wanted = count if self._is_null else count * self._subscriptions
         deadline = time.monotonic() + _LEAVE
-        while (found := self._server.do("connections")["connections"]) != count:
+        while (found := self.server.do("connections")["connections"]) != wanted:
             if time.monotonic() > deadline:
-                raise BenchmarkError(f"{self.name} has {found} connections instead of {count}")
+                raise BenchmarkError(f"{self.name} has {found} subscriptions instead of {wanted}")
             time.sleep(0.01)
 
     def rss(self) -> int:
         """Return the server's resident bytes."""
-        return int(self._server.do("usage")["rss"])
+        assert self.port
+        return int(self.server.do("usage")["rss"])
 
     def fan_out(self, seconds: float, batch: int, size: int) -> Run:
-        """Publish for some seconds; raises BenchmarkError unless everything arrived in order."""
-        self._receiver.do("begin", stamped=False)
-        receiver_cpu = self._receiver.do("usage")["cpu"]
-        made = self._server.do("fan_out", wire=self._wire, seconds=seconds, batch=batch, size=size)
+        """Publish for some seconds; raises BenchmarkError unless everything arrived in order.
+
+        batch: messages to each destination in a tick.
+        """
+        self.crowd.begin()
+        receiver_cpu = self.crowd.cpu()
+        if self._is_null:
+            batch *= self._subscriptions
+        made = self.server.do(
+            "fan_out",
+            wire=self._wire,
+            seconds=seconds,
+            batch=batch,
+            size=size,
+            topics=0 if self._is_null else self._topics,
+        )
         if made.get("gaps"):
             raise BenchmarkError(f"{made['gaps']} gaps")
-        done = self._receiver.do("finish", messages=made["messages"], cycle=made["cycle"])
-        cpu = self._server.do("usage")["cpu"] - made["cpu_before"]
-        receiver_cpu = self._receiver.do("usage")["cpu"] - receiver_cpu
-        deliveries = made["messages"] * self._count
-        elapsed = done["last"] - made["started"]
+        done = self.crowd.finish(made["messages"], made["cycle"])
+        cpu = self.server.do("usage")["cpu"] - made["cpu_before"]
+        receiver_cpu = self.crowd.cpu() - receiver_cpu
+        each = 1 if self._is_null else self._subscriptions
+        deliveries = made["messages"] * self._count * each
+        elapsed = done.last - made["started"]
         return Run(
             deliveries / elapsed,
             cpu / deliveries,
             made.get("per_write", float(batch)),
-            receiver_cpu / elapsed,
-            done["bytes"],
+            receiver_cpu / elapsed / self._receivers,
+            done.bytes / deliveries,
         )
 
     def latency(self, rate: float, messages: int, size: int) -> Latency:
         """Publish at a fixed rate and take the time that each delivery takes."""
-        self._receiver.do("begin", stamped=True)
-        made = self._server.do("pace", wire=self._wire, rate=rate, messages=messages, size=size)
-        done = self._receiver.do("finish", messages=made["messages"], cycle=made["cycle"])
-        return Latency(done["p50"], done["p99"], done["max"])
+        self.crowd.begin(stamped=True)
+        made = self.server.do("pace", wire=self._wire, rate=rate, messages=messages, size=size)
+        latency = self.crowd.finish(made["messages"], made["cycle"]).latency
+        assert latency is not None
+        return latency
 
     def __enter__(self) -> Self:
         return self

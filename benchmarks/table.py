@@ -1,138 +1,85 @@
-"""The output: figures as a markdown table, and as JSON."""
+"""The table: rows as markdown, under a line about the machine."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
-from .fanout import FanOut
-from .idle import Idle
-from .latency import LatencyPair
-from .webstomp import WebStomp
+from .figures import Curve, Figures, Row
 
-_NAMES = {
-    "ws": "WebSocket",
-    "sse": "SSE",
-    "stomp": "STOMP/WebSocket",
-    "sockjs": "STOMP/SockJS websocket",
-}
-_HEAD = ("measurement", "transport", "beside", "gateway", "ratio")
+_HEAD = ("measurement", "transport", "unit", "beside", "its figure", "gateway", "ratio", "goal")
+# The columns of text; those of numbers stand to the right.
+_TEXT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Everything one run of the benchmark found."""
-
-    machine: str
-    size: int
-    fan_out: Sequence[FanOut] = ()
-    latency: Sequence[LatencyPair] = ()
-    idle: Sequence[Idle] = ()
-    webstomp: Sequence[WebStomp] = ()
-
-    def json(self) -> str:
-        """Return them as JSON: seconds, bytes, deliveries per second."""
-        made: dict[str, Any] = asdict(self)
-        return json.dumps(made, indent=2)
-
-    def table(self) -> str:
-        """Return them as a markdown table under a line about the machine."""
-        rows = [
-            *(row for each in self.fan_out for row in _fan_out(each, self.size)),
-            *(row for each in self.latency for row in _latency(each)),
-            *(_idle(each) for each in self.idle),
-            *(row for each in self.webstomp for row in _webstomp(each, self.size)),
-        ]
-        return "\n".join((self.machine, "", *_lines([_HEAD, *rows])))
+def table(figures: Figures) -> str:
+    """Return all rows, the last point of each curve, and who was missing."""
+    rows = [_cells(row) for row in figures.rows]
+    rows += [cells for curve in figures.curves for cells in _curve(curve)]
+    lines = [figures.machine, "", *_lines([_HEAD, *rows])]
+    if figures.missing:
+        lines += ["", "Not on this machine, hence not in the table:", ""]
+        lines += [f"- {text}" for text in figures.missing]
+    return "\n".join(lines)
 
 
-def _fan_out(row: FanOut, size: int) -> Iterable[Sequence[str]]:
-    what = f"{row.subscribers:,} subscribers, {row.batch} × {size} B per tick"
-    wire = _NAMES[row.wire]
-    yield (
-        f"{what}: deliveries/s",
-        wire,
-        f"{row.null:,.0f}",
-        f"{row.gateway:,.0f}",
-        f"{row.ratio:.0%}",
-    )
-    yield (
-        f"{what}: CPU µs per delivery",
-        wire,
-        f"{row.null_cpu * 1e6:.3f}",
-        f"{row.gateway_cpu * 1e6:.3f}",
-        _ratio(row.null_cpu, row.gateway_cpu),
-    )
-    if row.per_byte is not None and row.wire != "ws":
-        yield (
-            f"{what}: CPU per delivered byte, beside plain WebSocket's",
-            wire,
-            "",
-            f"{row.bytes:.0f} B",
-            f"{row.per_byte:.2f} ×",
-        )
-
-
-def _latency(row: LatencyPair) -> Iterable[Sequence[str]]:
-    what = f"{row.subscribers:,} subscribers, {row.rate:g} messages/s"
-    for name, null, gateway in (
-        ("p50", row.null.p50, row.gateway.p50),
-        ("p99", row.null.p99, row.gateway.p99),
-    ):
-        yield (
-            f"{what}: {name} publish to receipt, ms",
-            _NAMES[row.wire],
-            f"{null * 1e3:.1f}",
-            f"{gateway * 1e3:.1f}",
-            _ratio(null, gateway),
-        )
-
-
-def _idle(row: Idle) -> Sequence[str]:
+def _cells(row: Row) -> Sequence[str]:
     return (
-        f"{row.connections:,} idle: KB per connection",
-        _NAMES[row.wire],
-        f"{row.null / 1000:.1f}",
-        f"{row.gateway / 1000:.1f}",
-        _ratio(row.null, row.gateway),
+        f"**{row.part}** {row.what}",
+        row.transport,
+        row.unit,
+        row.beside,
+        "" if row.theirs is None else number(row.theirs),
+        number(row.ours),
+        "" if row.ratio is None else times(row.ratio),
+        "" if row.goal is None else f"≥ {times(row.goal)}",
     )
 
 
-def _webstomp(row: WebStomp, size: int) -> Iterable[Sequence[str]]:
-    what = f"{row.subscribers:,} subscribers, {size} B, RabbitMQ {row.rabbitmq} behind both"
-    yield (
-        f"{what}: deliveries/s with p99 ≤ {row.limit:g} s",
-        "Web STOMP plugin",
-        f"{row.plugin.rate:,.0f}",
-        f"{row.gateway.rate:,.0f}",
-        f"{row.ratio:.1f} ×",
-    )
-    yield (
-        f"{what}: p50 / p99 at that rate, ms",
-        "Web STOMP plugin",
-        f"{row.plugin.p50 * 1e3:.0f} / {row.plugin.p99 * 1e3:.0f}",
-        f"{row.gateway.p50 * 1e3:.0f} / {row.gateway.p99 * 1e3:.0f}",
-        "",
-    )
+def _curve(curve: Curve) -> Iterable[Sequence[str]]:
+    """Yield a row for each end of a curve, so that its growth is in the table too."""
+    first, *others = curve.series
+    for end in (0, -1) if len(curve.series[first]) > 1 else (0,):
+        x, ours = curve.series[first][end]
+        theirs = curve.series[others[0]][end][1] if others else None
+        yield (
+            f"**{curve.part}** {curve.title}, {curve.x} {number(x)}",
+            "",
+            curve.y,
+            others[0] if others else "",
+            "" if theirs is None else number(theirs),
+            number(ours),
+            "",
+            "",
+        )
 
 
-def _ratio(null: float, gateway: float) -> str:
-    """Of costs: 100 % is as cheap as the null server, less is dearer."""
-    return f"{null / gateway:.0%}" if gateway > 0 else "–"
+def number(value: float) -> str:
+    """Return a number with about three digits."""
+    if value == 0:
+        return "0"
+    if value >= 100:
+        return f"{value:,.0f}"
+    if value >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def times(ratio: float) -> str:
+    """Return a ratio: in per cent up to two, as a factor above."""
+    return f"{ratio:.0%}" if ratio < 2 else f"{number(ratio)} ×"
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> Iterable[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    for number, row in enumerate(rows):
+    for place, row in enumerate(rows):
         cells = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
+            cell.ljust(width) if column < _TEXT else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield f"| {' | '.join(cells)} |"
-        if number == 0:
+        if place == 0:
             rules = [
-                "-" * width if c < 2 else "-" * (width - 1) + ":" for c, width in enumerate(widths)
+                "-" * width if column < _TEXT else "-" * (width - 1) + ":"
+                for column, width in enumerate(widths)
             ]
             yield f"| {' | '.join(rules)} |"

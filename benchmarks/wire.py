@@ -7,7 +7,6 @@ exactly what the gateway would.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,16 +23,12 @@ from queuecast.sessions.sockjs_link import SockJsWebSocketFraming
 from queuecast.sessions.stomp_encodings import StompEncoding
 from queuecast.sessions.stomp_framing import Framing, WebSocketFraming
 
-from . import message
+from . import message, streams
 
 # RFC 6455 section 1.3: the sample key.
 _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 # As long as the gateway's epochs.
 _EPOCH = "benchmrk"
-_SSE_EVENT = re.compile(rb"id: [0-9A-Za-z]+-\d+\ndata: ([^\n]*)\n\n")
-_STOMP_MESSAGE = re.compile(
-    rb"MESSAGE\n(?:(?!gap:)[a-z-]+:[^\n]*\n)+\n(?P<body>[^\0]*)\0\n?", re.DOTALL
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +41,37 @@ class Turn:
     end: bytes
 
 
+# Given the destinations of one connection and the position to resume from, or "".
+MakeTurns = Callable[[Sequence[str], str], tuple[Turn, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """One transport. After the last turn the subscription is live."""
+    """One transport. After the last turn the subscription is live.
+
+    encoding: None for a transport that the gateway has not. even: whether equal messages are
+    equally long for everybody.
+    """
 
     name: str
-    turns: tuple[Turn, ...]
-    encoding: Framed
-    split: Callable[[bytes], list[bytes]]
+    title: str
+    turns: MakeTurns
+    encoding: Framed | None
+    split: streams.Split
+    even: bool = True
+
+    @property
+    def usual(self) -> tuple[Turn, ...]:
+        """The turns of a subscriber to the one destination."""
+        return self.turns((message.DESTINATION,), "")
 
     def ready_made(self, bodies: Sequence[bytes]) -> bytes:
         """Return the bytes of a batch, in one piece."""
+        assert self.encoding is not None
         entries = [
             Entry(0, offset, _message(body), 0.0) for offset, body in enumerate(bodies, 1_000_000)
         ]
         return self.encoding.encode(entries, Vector([Mark(_EPOCH, 999_999)]))
-
-    def bodies(self, stream: bytes) -> list[bytes]:
-        """Return the bodies of a stream; ValueError when anything else is in it."""
-        return self.split(stream)
 
 
 def _message(body: bytes) -> Message:
@@ -72,68 +79,12 @@ def _message(body: bytes) -> Message:
     return Message(body, exchange="amq.topic", routing_key=key)
 
 
-def _events(stream: bytes) -> list[bytes]:
-    bodies = []
-    place = 0
-    while place < len(stream):
-        found = _SSE_EVENT.match(stream, place)
-        if found is None:
-            raise ValueError(f"not an event of the benchmark: {stream[place : place + 200]!r}")
-        bodies.append(found[1])
-        place = found.end()
-    return bodies
-
-
-def _frames(stream: bytes) -> list[bytes]:
-    bodies = []
-    place = 0
-    while place < len(stream):
-        length, head = int.from_bytes(stream[place + 1 : place + 2], "big"), 2
-        if length == 126:
-            length, head = int.from_bytes(stream[place + 2 : place + 4], "big"), 4
-        end = place + head + length
-        if stream[place] != 0x81 or length > 65535 or end > len(stream):
-            raise ValueError(f"not a whole text frame: {stream[place : place + 200]!r}")
-        bodies.append(stream[place + head : end])
-        place = end
-    return bodies
-
-
-def _stomp_body(frame: bytes) -> bytes:
-    found = _STOMP_MESSAGE.fullmatch(frame)
-    if found is None:
-        raise ValueError(f"not a MESSAGE of the benchmark: {frame[:200]!r}")
-    return found["body"]
-
-
-def _stomp_messages(stream: bytes) -> list[bytes]:
-    return [_stomp_body(frame) for frame in _frames(stream)]
-
-
-def _sockjs_messages(stream: bytes) -> list[bytes]:
-    frames = []
-    for data in _frames(stream):
-        if not data.startswith(b"a["):
-            raise ValueError(f"not a message of SockJS: {data[:200]!r}")
-        frames += [text.encode() for text in json.loads(data[1:])]
-    return [_stomp_body(frame) for frame in frames]
-
-
-def check(wire: Wire, stream: bytes, messages: int, cycle: int) -> None:
-    """Raise ValueError unless a stream is exactly `messages` messages in order.
-
-    cycle: the number after which the numbers begin again (the null server's batch).
-    """
-    numbers = [message.number_of(body) for body in wire.bodies(stream)]
-    if numbers != [number % cycle for number in range(messages)]:
-        raise ValueError(f"{len(numbers)} messages, not {messages} in order")
-
-
 def _request(path: str, *lines: str) -> bytes:
     return "\r\n".join((f"GET {path} HTTP/1.1", "Host: localhost", *lines, "", "")).encode()
 
 
-def _upgrade(path: str, *lines: str) -> bytes:
+def upgrade(path: str, *lines: str) -> bytes:
+    """Return the request for a WebSocket (RFC 6455, 4.1)."""
     return _request(
         path,
         *lines,
@@ -144,7 +95,7 @@ def _upgrade(path: str, *lines: str) -> bytes:
     )
 
 
-def _client_frame(payload: bytes) -> bytes:
+def client_frame(payload: bytes) -> bytes:
     """Return a client's text frame; its mask is zero, which masks nothing (RFC 6455, 5.3)."""
     head = bytearray(frame_header(TEXT, len(payload)))
     head[1] |= 0x80
@@ -158,10 +109,20 @@ _SSE_GREETING = (
     + sse.event(b"", id=f"{_EPOCH}-0", event="position")
 )
 
-_CONNECT = "CONNECT\naccept-version:1.2\nheart-beat:0,0\nhost:/\nlogin:guest\npasscode:guest\n\n\0"
+CONNECT = "CONNECT\naccept-version:1.2\nheart-beat:0,0\nhost:/\nlogin:guest\npasscode:guest\n\n\0"
 _CONNECTED = "CONNECTED\nversion:1.2\nheart-beat:0,0\n\n\0\n"
-_SUBSCRIBE = f"SUBSCRIBE\nid:sub-0\ndestination:{message.DESTINATION}\nreceipt:live\n\n\0"
 _RECEIPT = "RECEIPT\nreceipt-id:live\n\n\0\n"
+
+
+def _subscribe(destinations: Sequence[str], since: str) -> list[str]:
+    """Return the frames; the last one asks for a receipt."""
+    more = f"since:{since}\n" if since else ""
+    frames = [
+        f"SUBSCRIBE\nid:sub-{number}\ndestination:{destination}\n{more}"
+        for number, destination in enumerate(destinations)
+    ]
+    frames[-1] += "receipt:live\n"
+    return [f"{frame}\n\0" for frame in frames]
 
 
 def _stomp(framing: Framing) -> StompEncoding:
@@ -172,60 +133,87 @@ def _sockjs(frame: str) -> bytes:
     return json.dumps([frame]).encode()
 
 
+def _query(since: str) -> str:
+    return f"?since={since}" if since else ""
+
+
+def _ws_turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
+    (destination,) = destinations
+    ask = upgrade(f"/ws{destination}{_query(since)}")
+    return (Turn(ask, handshake_response(_KEY), b"\r\n\r\n"),)
+
+
+def _sse_turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
+    (destination,) = destinations
+    ask = _request(f"/sse{destination}{_query(since)}", "Accept: text/event-stream")
+    return (Turn(ask, _SSE_GREETING, b"\ndata: \n\n"),)
+
+
+# RabbitMQ's plugin wants a subprotocol.
+STOMP_UPGRADE = Turn(
+    upgrade("/ws", "Sec-WebSocket-Protocol: v12.stomp"), handshake_response(_KEY), b"\r\n\r\n"
+)
+STOMP_CONNECT = Turn(client_frame(CONNECT.encode()), text_frame(_CONNECTED.encode()), b"\n\n\0\n")
+
+
+def _stomp_turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
+    frames = _subscribe(destinations, since)
+    ask = b"".join(client_frame(frame.encode()) for frame in frames)
+    last = Turn(ask, text_frame(_RECEIPT.encode()), b"\n\n\0\n")
+    return (STOMP_UPGRADE, STOMP_CONNECT, last)
+
+
+def _sockjs_turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
+    frames = _subscribe(destinations, since)
+    return (
+        Turn(
+            upgrade("/stomp/000/benchmark/websocket"),
+            handshake_response(_KEY) + text_frame(OPEN),
+            text_frame(OPEN),
+        ),
+        Turn(
+            client_frame(_sockjs(CONNECT)),
+            text_frame(b"a" + _sockjs(_CONNECTED)),
+            b'\\n\\n\\u0000\\n"]',
+        ),
+        Turn(
+            b"".join(client_frame(_sockjs(frame)) for frame in frames),
+            text_frame(b"a" + _sockjs(_RECEIPT)),
+            b'\\n\\n\\u0000\\n"]',
+        ),
+    )
+
+
+def _sse_until(end: bytes) -> MakeTurns:
+    """Return turns for somebody else's stream. end: what it begins with."""
+
+    def turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
+        (destination,) = destinations
+        return (Turn(_request(f"/sse{destination}", "Accept: text/event-stream"), b"HTTP", end),)
+
+    return turns
+
+
 WIRES = {
-    "ws": Wire(
-        "ws",
-        (Turn(_upgrade(f"/ws{message.DESTINATION}"), handshake_response(_KEY), b"\r\n\r\n"),),
-        WebSocketEncoding(),
-        _frames,
-    ),
-    "sse": Wire(
-        "sse",
-        (
-            Turn(
-                _request(f"/sse{message.DESTINATION}", "Accept: text/event-stream"),
-                _SSE_GREETING,
-                b"\ndata: \n\n",
-            ),
-        ),
-        SseEncoding(),
-        _events,
-    ),
+    "ws": Wire("ws", "WebSocket", _ws_turns, WebSocketEncoding(), streams.frames),
+    "sse": Wire("sse", "SSE", _sse_turns, SseEncoding(), streams.events),
     "stomp": Wire(
-        "stomp",
-        (
-            Turn(
-                # RabbitMQ's plugin wants a subprotocol.
-                _upgrade("/ws", "Sec-WebSocket-Protocol: v12.stomp"),
-                handshake_response(_KEY),
-                b"\r\n\r\n",
-            ),
-            Turn(_client_frame(_CONNECT.encode()), text_frame(_CONNECTED.encode()), b"\n\n\0\n"),
-            Turn(_client_frame(_SUBSCRIBE.encode()), text_frame(_RECEIPT.encode()), b"\n\n\0\n"),
-        ),
-        _stomp(WebSocketFraming()),
-        _stomp_messages,
+        "stomp", "STOMP/WebSocket", _stomp_turns, _stomp(WebSocketFraming()), streams.stomp_messages
     ),
     "sockjs": Wire(
         "sockjs",
-        (
-            Turn(
-                _upgrade("/stomp/000/benchmark/websocket"),
-                handshake_response(_KEY) + text_frame(OPEN),
-                text_frame(OPEN),
-            ),
-            Turn(
-                _client_frame(_sockjs(_CONNECT)),
-                text_frame(b"a" + _sockjs(_CONNECTED)),
-                b'\\n\\n\\u0000\\n"]',
-            ),
-            Turn(
-                _client_frame(_sockjs(_SUBSCRIBE)),
-                text_frame(b"a" + _sockjs(_RECEIPT)),
-                b'\\n\\n\\u0000\\n"]',
-            ),
-        ),
+        "STOMP/SockJS websocket",
+        _sockjs_turns,
         _stomp(SockJsWebSocketFraming()),
-        _sockjs_messages,
+        streams.sockjs_messages,
     ),
 }
+# Peers' own.
+PEERS = {
+    "sse-node": Wire("sse-node", "SSE", _sse_until(b"\r\n\r\n"), None, streams.chunked_events),
+    # Its ids count the messages of a second, so they are not equally long.
+    "sse-nchan": Wire(
+        "sse-nchan", "SSE", _sse_until(b": hi\n\n"), None, streams.events, even=False
+    ),
+}
+ALL = WIRES | PEERS

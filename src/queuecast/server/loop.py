@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -24,7 +25,8 @@ class LoopRuntime:
 
     def now(self) -> float:
         """See Runtime."""
-        return self._loop.time()
+        # The clock of every loop, but not the time at which this turn began: uvloop's is that.
+        return time.monotonic()
 
     def call_soon(self, call: Callable[..., object], *args: Any) -> None:
         """See Runtime."""

@@ -120,7 +120,9 @@ class Web:
         for name, text in request.headers.items():
             key = name.lower()
             # As at the door: a byte is a character. aiohttp's surrogates fit into no answer.
-            value = text.encode("utf-8", "surrogateescape").decode("latin-1")
+            value = text
+            if not text.isascii():
+                value = text.encode("utf-8", "surrogateescape").decode("latin-1")
             headers[key] = f"{headers[key]}, {value}" if key in headers else value
         path, query = split_target(request.raw_path, headers)
         route = self._gate.route(path, query)

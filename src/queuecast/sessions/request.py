@@ -111,6 +111,8 @@ def parse_subscribe(
 
 def parse_query(query: str) -> dict[str, list[str]]:
     """Read a raw query string; raises BadRequest when it is malformed."""
+    if not query:
+        return {}
     try:
         return parse_qs(
             query,

@@ -1,0 +1,71 @@
+"""What a benchmark finds: rows for the table, curves for the picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure of the gateway beside one of somebody else's, from the same run.
+
+    unit: of both. cost: less of it is better. goal: the ratio asked for; none where there is none.
+    theirs: None when the figure stands alone.
+    """
+
+    part: str
+    what: str
+    transport: str
+    unit: str
+    beside: str
+    theirs: float | None
+    ours: float
+    cost: bool = False
+    goal: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as good the gateway is: of costs it is theirs by ours."""
+        if not self.theirs or not self.ours:
+            return None
+        return self.theirs / self.ours if self.cost else self.ours / self.theirs
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How a figure grows. x, y: what the axes are, with their units; both are logarithmic.
+
+    series: points in order of x, by the name of whose they are.
+    """
+
+    part: str
+    title: str
+    x: str
+    y: str
+    series: dict[str, list[Point]]
+
+
+@dataclass(slots=True)
+class Figures:
+    """Everything that one run found. missing: who was not there, and how to add it."""
+
+    machine: str
+    rows: list[Row] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def json(self) -> str:
+        """Return them as JSON."""
+        made: dict[str, Any] = asdict(self)
+        for row, as_json in zip(self.rows, made["rows"], strict=True):
+            as_json["ratio"] = row.ratio
+        return json.dumps(made, indent=2)
+
+    def by_part(self, parts: Sequence[str]) -> list[Row]:
+        """Return the rows in the order of the parts."""
+        return sorted(self.rows, key=lambda row: parts.index(row.part))
