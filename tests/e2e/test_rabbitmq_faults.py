@@ -271,6 +271,26 @@ async def test_a_broker_killed_while_the_connection_is_cut_again_and_again(
         assert sink.gaps
 
 
+@pytest.mark.both_loops
+async def test_a_connection_that_the_loop_gave_up_is_made_anew(rabbit: RabbitMQ) -> None:
+    async with started(rabbit.url) as broker:
+        key = unique("given-up")
+        await broker.publish(D(f"/topic/{key}"), b"1")
+        link = broker._publishing.link
+        assert link is not None
+
+        def gone(*_: object) -> None:
+            raise RuntimeError("the handler is closed")
+
+        link._raw._transport._nbio.set_writer = gone
+        with contextlib.suppress(OutcomeUnknown, Unavailable):
+            await broker.publish(D(f"/topic/{key}"), b"2")
+        # At once, not after the 60 s of a heartbeat.
+        await asyncio.wait_for(asyncio.shield(link.lost), 30)
+        await eventually(lambda: broker.ready, "reconnected")
+        await broker.publish(D(f"/topic/{key}"), b"3")
+
+
 async def test_a_deleted_feed_queue_is_made_again_with_a_gap(rabbit: RabbitMQ) -> None:
     node = unique("node")
     async with started(rabbit.url, node=node) as broker:

@@ -44,6 +44,17 @@ _MAX_DEPTH = 32
 class Connection(AsyncioConnection):  # type: ignore[misc]
     """pika's connection, reading content headers with our own eyes."""
 
+    def _adapter_emit_data(self, data: bytes) -> None:
+        """Write, and end the connection when the loop has given up its socket.
+
+        uvloop closes the watch on a socket that failed, and tells pika by an error in the next
+        write only. pika would go on for a heartbeat's time with a connection that is dead.
+        """
+        try:
+            super()._adapter_emit_data(data)
+        except RuntimeError as error:
+            self._terminate_stream(pika.exceptions.StreamLostError(str(error)))
+
     def _read_frame(self) -> tuple[int, Any]:
         buffer: bytes = self._frame_buffer
         if buffer[:1] != b"\x02" or len(buffer) < _FRAME_HEAD.size:
