@@ -6,7 +6,10 @@ under a rule that soon has to let go of what is old, one under no rule at all.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from queuecast.hub.cohort import KEPT_BYTES
+from queuecast.hub.log import ENTRY_OVERHEAD
 from queuecast.hub.page import FEED_PAGES, SHEET_BYTES
 from queuecast.server.connection import WRITE_BUFFER
 
@@ -22,32 +25,30 @@ FEEDS = {"retained": KEPT, "outgrown": OUTGROWN, "unretained": UNRETAINED}
 OUTGROWN_BYTES = 8 << 20
 LOG_BYTES = 16 << 20
 
-_CONFIGURATION = """[server]
-port = {port}
-grace = "1s"
-[broker]
-data = "{data}"
-[log]
-bytes = {log}
-[[retain]]
-destination = "{kept}"
-bytes = "4GB"
-[[retain]]
-destination = "{outgrown}"
-bytes = {outgrown_bytes}
-"""
+# Of each feed: the rule that keeps its messages, "" for none.
+_RULES = {
+    "retained": f'[[retain]]\ndestination = "{KEPT}"\nbytes = "4GB"\n',
+    "outgrown": f'[[retain]]\ndestination = "{OUTGROWN}"\nbytes = {OUTGROWN_BYTES}\n',
+    "unretained": "",
+}
 
 
-def configuration(port: int, data: str) -> str:
-    """Return the gateway's configuration file."""
-    return _CONFIGURATION.format(
-        port=port,
-        data=data,
-        log=LOG_BYTES,
-        kept=KEPT,
-        outgrown=OUTGROWN,
-        outgrown_bytes=OUTGROWN_BYTES,
+def configuration(port: int, data: str, names: Collection[str]) -> str:
+    """Return the configuration file of a gateway that serves these feeds.
+
+    data: a directory. It is used only where everything is kept: memory would not do.
+    """
+    durable = f'data = "{data}"\n' if "retained" in names else ""
+    rules = "".join(_RULES[name] for name in FEEDS if name in names)
+    return (
+        f'[server]\nport = {port}\ngrace = "1s"\n[broker]\n{durable}'
+        f"[log]\nbytes = {LOG_BYTES}\n{rules}"
     )
+
+
+def filling(size: int) -> int:
+    """Return how many messages fill a log. size: of a body."""
+    return LOG_BYTES // (size + ENTRY_OVERHEAD)
 
 
 def allowance(sleepers: int, size: int) -> int:

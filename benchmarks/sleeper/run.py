@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -50,13 +50,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One phase. Seconds for the latencies; bytes, at most, for the gateway's memory."""
+    """One phase. Seconds for the latencies, and of the gateway's processor for each message;
+    bytes, at most, for its memory."""
 
     name: str
     rate: float
     p50: float
     p99: float
     max: float
+    cpu: float
     rss: int
 
 
@@ -87,7 +89,7 @@ class Figures:
         return max(each.rss for each in self.phases[1:]) - self.phases[0].rss
 
 
-class _Memory:
+class _Gauge:
     """The gateway's resident memory, watched from a thread; `peak` since `begin`."""
 
     def __init__(self, pid: int) -> None:
@@ -96,6 +98,11 @@ class _Memory:
         self.peak = 0
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+
+    def cpu(self) -> float:
+        """Return the seconds of processor time so far."""
+        times = self._process.cpu_times()
+        return times.user + times.system
 
     def begin(self) -> None:
         self.peak = self._process.memory_info().rss
@@ -151,14 +158,14 @@ class _Sleeper:
 
 
 @contextmanager
-def _gateway() -> Iterator[tuple[int, int]]:
-    """Run a gateway with a data directory; yields its port and its process number."""
+def _gateway(names: Collection[str]) -> Iterator[tuple[int, int]]:
+    """Run a gateway with these feeds; yields its port and its process number."""
     from tests.support.processes import Directory, Process, free_port
 
     directory = Directory("sleeper")
     port = free_port()
     config = directory.path / "queuecast.toml"
-    config.write_text(feeds.configuration(port, str(directory.path / "data")))
+    config.write_text(feeds.configuration(port, str(directory.path / "data"), names))
     command = [sys.executable, "-m", "queuecast", "serve", "--config", str(config)]
     process = Process(
         command,
@@ -188,14 +195,15 @@ class _Run:
         self._plan = plan
         self._stack = stack
         self._report = report
-        port, pid = stack.enter_context(_gateway())
+        names = list(dict.fromkeys(name for name, _ in plan.sleepers))
+        port, pid = stack.enter_context(_gateway(names))
         self._url = f"http://127.0.0.1:{port}"
-        self._memory = _Memory(pid)
-        stack.callback(self._memory.close)
+        self._gauge = _Gauge(pid)
+        stack.callback(self._gauge.close)
         self._publisher = stack.enter_context(Child("sleeper.publisher"))
         self._others = stack.enter_context(Child("sleeper.others"))
         self._publisher.do("open", port=port)
-        destinations = list(feeds.FEEDS.values())
+        destinations = [feeds.FEEDS[name] for name in names]
         self._others.do("open", port=port, destinations=destinations, count=plan.others)
 
     def _publish(self, seconds: float) -> None:
@@ -209,15 +217,16 @@ class _Run:
 
     def _phase(self, name: str, during: Callable[[], None] = lambda: None) -> tuple[Phase, int]:
         self._report(name)
-        self._memory.begin()
+        self._gauge.begin()
+        before = self._gauge.cpu()
         self._publish(self._plan.seconds)
         during()
         made = self._publisher.answer()
         took = self._others.do("reach", last=made["last"])
-        return (
-            Phase(name, made["rate"], took["p50"], took["p99"], took["max"], self._memory.peak),
-            int(made["last"]),
-        )
+        cpu = (self._gauge.cpu() - before) / (self._plan.rate * self._plan.seconds)
+        rss = self._gauge.peak
+        phase = Phase(name, made["rate"], took["p50"], took["p99"], took["max"], cpu, rss)
+        return phase, int(made["last"])
 
     def _start_sleepers(self) -> list[_Sleeper]:
         sleepers = []
@@ -243,7 +252,8 @@ class _Run:
 
     def carry_out(self) -> Figures:
         plan = self._plan
-        self._publish(0.5)  # Everything that is made once is made.
+        # Everything that is made once is made, and the logs are full.
+        self._publish(0.5 + feeds.filling(plan.size) / plan.rate)
         self._published()
         without, _ = self._phase("without a sleeper")
         sleepers = self._start_sleepers()
@@ -264,7 +274,7 @@ class _Run:
         for each in sleepers:
             each.until(newest)
             each.awake = time.monotonic() - woke
-        awake = _with_rss(awake, self._memory.peak)
+        awake = replace(awake, rss=self._gauge.peak)
         # They are live again: what is published now comes as well.
         self._publish(0.2)
         newest = self._published()
@@ -288,10 +298,6 @@ class _Run:
             feeds.allowance(len(sleepers), plan.size),
             round(plan.rate * plan.seconds) * plan.size,
         )
-
-
-def _with_rss(phase: Phase, rss: int) -> Phase:
-    return Phase(phase.name, phase.rate, phase.p50, phase.p99, phase.max, rss)
 
 
 def measure(plan: Plan, report: Report) -> Figures:

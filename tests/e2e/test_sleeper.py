@@ -14,10 +14,10 @@ from benchmarks.sleeper.run import Plan, measure, websockets
 from benchmarks.sleeper.story import missing
 from tests.conftest import Node
 
-SECONDS = 1.2
+SECONDS = 0.6
 RATE = 10_000
 # Large, so that what a gateway would keep for one who sleeps is more than it may cost.
-SIZE = 3000
+SIZE = 6000
 
 
 @pytest.mark.slow
