@@ -22,8 +22,9 @@ _COLUMNS = (
 )
 _STYLE = (
     ":root{color-scheme:light dark;font:15px/1.5 system-ui,sans-serif}body{margin:2rem}"
+    "td:first-child{white-space:nowrap}"
     "table{border-collapse:collapse}th,td{padding:.2rem .8rem;text-align:left}"
-    "td:first-child{white-space:nowrap}td.n{text-align:right;font-variant-numeric:tabular-nums}tr+tr{border-top:1px solid #8884}"
+    "td.n{text-align:right;font-variant-numeric:tabular-nums}tr+tr{border-top:1px solid #8884}"
 )
 
 
