@@ -143,24 +143,28 @@ class Publisher:
                 f"{len(messages)} messages in a batch, at most {self._limits.batch_messages}"
             )
         entries = []
+        # Most batches name few destinations, and each is checked once.
+        targets: dict[str, Destination] = {}
         for index, message in enumerate(messages):
             try:
-                entries.append(self._entry(identity, message))
+                entries.append(self._entry(identity, message, targets))
             except QueuecastError as error:
                 named = type(error)(f"messages[{index}]: {error.text}", error.hint)
                 raise named from None
         return entries
 
-    def _entry(self, identity: Identity, message: Any) -> Entry:
+    def _entry(self, identity: Identity, message: Any, targets: dict[str, Destination]) -> Entry:
         if not isinstance(message, dict):
             raise BadRequest("not an object", _BATCH_HINT)
-        unknown = sorted(set(message) - _ENTRY)
-        if unknown:
+        if not message.keys() <= _ENTRY:
+            unknown = sorted(message.keys() - _ENTRY)
             raise BadRequest(f"{unknown[0][:64]!r} is unknown", f"allowed are {sorted(_ENTRY)}")
         name = message.get("destination")
         if not isinstance(name, str):
             raise BadRequest("no destination given")
-        destination = self._target(identity, name)
+        destination = targets.get(name)
+        if destination is None:
+            destination = targets[name] = self._target(identity, name)
         headers = message.get("headers", {})
         if not isinstance(headers, dict):
             raise BadRequest("headers is not an object")
