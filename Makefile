@@ -10,9 +10,10 @@ EXTRAS := dev,rabbitmq,kafka
 SOURCES := $(wildcard src tests benchmarks examples)
 # Arguments for pytest and the benchmark: make test ARGS="-k resume -x"
 ARGS ?=
-# Test files run side by side: much of a test with real servers is waiting.
+# Test files run side by side, because much of a test with real servers is waiting; in their order,
+# in which the quick ones come last.
 JOBS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check chaos bench lint format lock clean
