@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from ..child import BenchmarkError, Child
+from ..latencies import merged
 from . import feeds
 from .story import Story, gaps, last, missing
 
@@ -222,10 +223,10 @@ class _Run:
         self._publish(self._plan.seconds)
         during()
         made = self._publisher.answer()
-        took = self._others.do("reach", last=made["last"])
+        took = merged([self._others.do("reach", last=made["last"])])
         cpu = (self._gauge.cpu() - before) / (self._plan.rate * self._plan.seconds)
         rss = self._gauge.peak
-        phase = Phase(name, made["rate"], took["p50"], took["p99"], took["max"], cpu, rss)
+        phase = Phase(name, made["rate"], took.p50, took.p99, took.max, cpu, rss)
         return phase, int(made["last"])
 
     def _start_sleepers(self) -> list[_Sleeper]:

@@ -312,7 +312,7 @@ async def test_work_queues_leave_channels_for_everybody_s_feeds(
             await eventually(lambda client=client: len(client.notices) >= 100, "answers", 60)  # type: ignore[misc]
         refused = [each for client in clients for each in client.notices if "error" in each]
         assert refused
-        assert {each["error"]["code"] for each in refused} == {"limit"}
+        assert [each for each in refused if each["error"]["code"] != "limit"] == []
         for _ in range(2):
             stream = await sse(session, gw.url, f"/topic/{unique('new')}")
             await stream.close()
