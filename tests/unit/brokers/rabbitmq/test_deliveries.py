@@ -14,7 +14,7 @@ import pika.channel
 import pika.exceptions
 import pika.frame
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils.io_services_utils import _AsyncTransportBase
@@ -225,7 +225,7 @@ def streams(draw: st.DrawFn) -> bytes:
     return b"".join(frames)
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(stream=streams(), data=st.data())
 def test_the_same_comes_out_as_of_pika(
     loop: asyncio.AbstractEventLoop, stream: bytes, data: st.DataObject
@@ -250,6 +250,17 @@ def test_every_piece_of_one_byte(loop: asyncio.AbstractEventLoop) -> None:
         one.raw._on_data_available(stream[at : at + 1])
         other.raw._on_data_available(stream[at : at + 1])
         assert one.state == other.state
+
+
+def test_a_read_may_end_anywhere(loop: asyncio.AbstractEventLoop) -> None:
+    head = BasicProperties(content_type="text/plain", headers={"a": [1, "b"]})
+    stream = b"".join([*delivery(tag=1, head=head), *delivery(tag=2, head=head)])
+    for cut in range(1, len(stream)):
+        one, other = ours(loop), judge(loop)
+        for piece in (stream[:cut], stream[cut:]):
+            one.raw._on_data_available(piece)
+            other.raw._on_data_available(piece)
+            assert one.state == other.state
 
 
 def test_pika_sees_no_delivery_that_came_whole(loop: asyncio.AbstractEventLoop) -> None:
