@@ -20,8 +20,8 @@ import pika.spec
 
 from ...errors import LimitExceeded, QueuecastError, Unavailable
 from .address import Address
+from .deliveries import Connection, Consumer, OnMessage
 from .failures import of_connect, reason
-from .wire import Connection
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ PROBES = 16
 _IDLE_PROBES = 4
 # Seconds to wait for the broker's answer when closing; afterwards the socket is just dropped.
 _CLOSE_PATIENCE = 5.0
-
-OnMessage = Callable[[pika.spec.Basic.Deliver, pika.spec.BasicProperties, bytes], None]
 
 
 def guarded(call: Callable[..., None]) -> Callable[..., None]:
@@ -126,14 +124,10 @@ class Channel:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Start deliveries; never without acks (on a stream that closes the connection)."""
-
-        def message(_raw: Any, deliver: Any, properties: Any, body: bytes) -> None:
-            on_message(deliver, properties, body)
-
         await self.call(
             "basic_consume",
             queue,
-            guarded(message),
+            Consumer(on_message),
             consumer_tag=tag,
             exclusive=exclusive,
             arguments=dict(arguments) if arguments else None,

@@ -18,9 +18,9 @@ import pika.exceptions
 
 from ...destination import Destination, Kind
 from ...errors import Conflict, Locked, NotFound, QueuecastError, Refused
+from ...message import Message
 from ..base import ConsumeSpec, Delivery, DeliverySink
 from .connection import Channel, Link
-from .content import to_message
 from .failures import missing_queue, of_channel, reason
 from .ownqueue import OwnQueue, check_owner, field_table
 from .streamplace import StreamPlace, is_stream, offset_of
@@ -150,9 +150,9 @@ class QueueConsumer:
         self._tags += 1
         tag = f"consumer-{self._tags}"
 
-        def on_message(deliver: Any, properties: Any, body: bytes) -> None:
+        def on_message(message: Message, tag: int) -> None:
             if channel is self._channel and not self._closed:
-                self._take(Delivery(to_message(deliver, properties, body), deliver.delivery_tag))
+                self._take(Delivery(message, tag))
 
         await self._make_sure(channel)
         self._tag = tag

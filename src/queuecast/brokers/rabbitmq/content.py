@@ -1,19 +1,16 @@
-"""Message properties between Queuecast and AMQP's basic class."""
+"""Message properties to AMQP's basic class, and what tells messages apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 import pika.spec
 
 from ...errors import BadRequest
 from ...message import NO_PROPERTIES, Message, Properties
-from .wire import Content
+from .wire import PERSISTENT, Content
 
-PERSISTENT = 2  # AMQP's delivery-mode
 _MAX_EXPIRATION = 4_294_967_295  # ms; RabbitMQ closes the channel for more
 # RabbitMQ routes by these headers, past the destination that the policy has allowed.
 _ROUTING_HEADERS = ("CC", "BCC")
@@ -90,64 +87,6 @@ def _to_field(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple):
         return [_to_field(item, name) for item in value]
     raise BadRequest(f"the header {name[:64]!r} holds a {type(value).__name__}")
-
-
-def from_amqp(found: pika.spec.BasicProperties) -> Properties:
-    """Return Queuecast's properties; field values of foreign types become text or numbers.
-
-    found: as wire.decode_properties makes them, short strings as text.
-    """
-    headers = found.headers
-    return Properties(
-        content_type=found.content_type,
-        content_encoding=found.content_encoding,
-        persistent=found.delivery_mode == PERSISTENT,
-        priority=found.priority,
-        correlation_id=found.correlation_id,
-        reply_to=found.reply_to,
-        expiration=found.expiration,
-        message_id=found.message_id,
-        timestamp=found.timestamp,
-        type=found.type,
-        user_id=found.user_id,
-        app_id=found.app_id,
-        headers={_as_text(key): _from_field(value) for key, value in headers.items()}
-        if headers
-        else {},
-    )
-
-
-def _as_text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _from_field(value: Any) -> Any:
-    if value is None or isinstance(value, str | bytes | bool | float):
-        return value
-    if isinstance(value, int):
-        return int(value)  # pika's own subclass of int prints an L
-    if isinstance(value, Mapping):
-        return {_as_text(key): _from_field(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_from_field(item) for item in value]
-    if isinstance(value, datetime):
-        return int(value.timestamp())  # x-death's time: Unix seconds, as `timestamp` is
-    if isinstance(value, Decimal):
-        return float(value)
-    return str(value)
-
-
-def to_message(
-    deliver: pika.spec.Basic.Deliver, found: pika.spec.BasicProperties, body: bytes
-) -> Message:
-    """Return what the broker delivered as a message."""
-    return Message(
-        body,
-        _as_text(deliver.exchange),
-        _as_text(deliver.routing_key),
-        from_amqp(found),
-        bool(deliver.redelivered),
-    )
 
 
 def fingerprint(message: Message) -> int:

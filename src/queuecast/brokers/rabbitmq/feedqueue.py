@@ -11,14 +11,14 @@ import contextlib
 import logging
 import re
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pika.exceptions
 
 from ...errors import Conflict, NotFound, QueuecastError, Unavailable
+from ...message import Message
 from ..base import FeedSink
 from .connection import Channel, Link
-from .content import to_message
 from .failures import NOT_FOUND, missing_exchange, of_channel, reason
 from .intake import PREFETCH, Intake
 from .readers import Reader, Readers
@@ -196,9 +196,9 @@ class FeedQueue:
         channel.on_closed = lambda why: self._on_channel_closed(channel, why)
         channel.on_cancel = lambda _tag: self._on_cancelled(channel)
 
-        def on_message(deliver: Any, properties: Any, body: bytes) -> None:
+        def on_message(message: Message, tag: int) -> None:
             if channel is self._channel:
-                self._intake.take(to_message(deliver, properties, body), deliver.delivery_tag)
+                self._intake.take(message, tag)
 
         try:
             await channel.qos(PREFETCH)

@@ -17,9 +17,9 @@ import pika.spec
 from ...errors import Unavailable
 from .confirms import ConfirmChannel
 from .connection import Channel
-from .content import PERSISTENT
 from .failures import of_channel
 from .supervisor import Supervisor
+from .wire import PERSISTENT
 
 PATIENCE = 15.0  # seconds for the confirm, and without any message before the mark comes
 _TYPE = "queuecast.mark"

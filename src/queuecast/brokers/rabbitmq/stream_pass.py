@@ -14,7 +14,6 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
 
 import pika.exceptions
 
@@ -24,7 +23,7 @@ from ..matching import Index, new_index
 from .connection import Channel, Link
 from .failures import of_channel
 from .stream_index import Window
-from .stream_request import Request, keys_of, size_of, stream_message
+from .stream_request import Request, keys_of, size_of, take_offset
 
 log = logging.getLogger(__name__)
 
@@ -294,10 +293,9 @@ class StreamPass:
             channel.on_closed = lambda _why: self._event.set()
             channel.on_cancel = lambda _tag: channel.abandon()
 
-            def on_message(deliver: Any, properties: Any, body: bytes) -> None:
+            def on_message(message: Message, tag: int) -> None:
                 if channel is self._channel:
-                    offset, message = stream_message(deliver, properties, body)
-                    self._arrived.append((deliver.delivery_tag, offset, message))
+                    self._arrived.append((tag, take_offset(message), message))
                     self._event.set()
 
             await channel.consume(

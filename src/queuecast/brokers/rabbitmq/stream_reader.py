@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pika.exceptions
 
@@ -30,7 +30,7 @@ from .stream_index import Window
 from .stream_mark import Marks, Silent
 from .stream_pass import StreamPass
 from .stream_past import Past
-from .stream_request import keys_of, size_of, stream_message
+from .stream_request import keys_of, size_of, take_offset
 from .streams import (
     Identity,
     bind_stream,
@@ -262,11 +262,11 @@ class StreamReader:
         channel.on_closed = lambda why: self._on_closed(channel, why)
         channel.on_cancel = lambda _tag: self._on_cancelled(channel)
 
-        def on_message(deliver: Any, properties: Any, body: bytes) -> None:
+        def on_message(message: Message, tag: int) -> None:
             if channel is not self._channel:
                 return
-            self._arrived.append(stream_message(deliver, properties, body))
-            self._tag = deliver.delivery_tag
+            self._arrived.append((take_offset(message), message))
+            self._tag = tag
             if not self._flushing:
                 self._flushing = True
                 self._loop.call_soon(self._flush)

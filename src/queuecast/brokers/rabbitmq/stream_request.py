@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 from ...message import Message
-from .content import to_message
 from .stream_index import KeyIndex
 
 _OVERHEAD = 400  # bytes of a message beside its body
@@ -19,12 +17,17 @@ _OVERHEAD = 400  # bytes of a message beside its body
 _FRAMING = 400
 
 
-def stream_message(deliver: Any, properties: Any, body: bytes) -> tuple[int, Message]:
-    """Return a stream's message and its offset there; the message's own counts from 1."""
-    offset = int(properties.headers.pop("x-stream-offset"))
-    message = to_message(deliver, properties, body)
+def take_offset(message: Message) -> int:
+    """Return the offset of a stream's message, taken out of its headers.
+
+    The message's own counts from 1.
+    """
+    headers = message.properties.headers
+    if not isinstance(headers, dict):
+        raise TypeError("a stream's message without headers")
+    offset = int(headers.pop("x-stream-offset"))
     message.offset = offset + 1
-    return offset, message
+    return offset
 
 
 def keys_of(message: Message) -> Iterable[str]:

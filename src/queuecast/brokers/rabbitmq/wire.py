@@ -2,24 +2,21 @@
 
 pika 1.4 cuts floating-point header values to integers when it reads them and refuses to write
 them. Here are field tables (AMQP 0-9-1 section 4.2.5.5, with RabbitMQ's errata on the type
-letters), used for messages only; methods stay pika's.
+letters), used for messages only; methods stay pika's. What is read becomes `Properties` at once.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import pika.exceptions
-import pika.frame
 import pika.spec
-from pika.adapters.asyncio_connection import AsyncioConnection
 
-_FRAME_HEAD = struct.Struct(">BHL")
-_CONTENT_HEAD = struct.Struct(">HHQ")
-_FRAME_END = 206
+from ...message import NO_PROPERTIES, Properties
+
+PERSISTENT = 2  # AMQP's delivery-mode
 _NUMBERS: dict[int, struct.Struct] = {
     ord("b"): struct.Struct(">b"),
     ord("B"): struct.Struct(">B"),
@@ -39,36 +36,6 @@ _TIME = struct.Struct(">Q")
 # Tables and arrays within each other. What lies deeper would be an attack on the stack; it is
 # read as None, because an error ends the connection and the message would come again at once.
 _MAX_DEPTH = 32
-
-
-class Connection(AsyncioConnection):  # type: ignore[misc]
-    """pika's connection, reading content headers with our own eyes."""
-
-    def _adapter_emit_data(self, data: bytes) -> None:
-        """Write, and end the connection when the loop has given up its socket.
-
-        uvloop closes the watch on a socket that failed, and tells pika by an error in the next
-        write only. pika would go on for a heartbeat's time with a connection that is dead.
-        """
-        try:
-            super()._adapter_emit_data(data)
-        except RuntimeError as error:
-            self._terminate_stream(pika.exceptions.StreamLostError(str(error)))
-
-    def _read_frame(self) -> tuple[int, Any]:
-        buffer: bytes = self._frame_buffer
-        if buffer[:1] != b"\x02" or len(buffer) < _FRAME_HEAD.size:
-            found: tuple[int, Any] = super()._read_frame()
-            return found
-        _kind, channel, size = _FRAME_HEAD.unpack_from(buffer)
-        end = _FRAME_HEAD.size + size
-        if len(buffer) <= end:
-            return 0, None
-        if buffer[end] != _FRAME_END:
-            raise pika.exceptions.InvalidFrameError("Invalid FRAME_END marker")
-        _class, _weight, length = _CONTENT_HEAD.unpack_from(buffer, _FRAME_HEAD.size)
-        at = _FRAME_HEAD.size + _CONTENT_HEAD.size
-        return end + 1, pika.frame.Header(channel, length, decode_properties(buffer, at))
 
 
 class Content(pika.spec.BasicProperties):  # type: ignore[misc]
@@ -127,30 +94,39 @@ def _encode(value: Any) -> bytes:
     raise pika.exceptions.UnsupportedAMQPFieldException(value)
 
 
-def decode_properties(data: bytes, at: int) -> pika.spec.BasicProperties:
-    """Read the basic class's properties; raises pika's InvalidFrameError."""
-    found = pika.spec.BasicProperties()
-    value: Any
+def decode_properties(data: bytes) -> Properties:
+    """Read the basic class's properties (flags first); raises pika's InvalidFrameError.
+
+    What is equal may be one object: nobody may modify it, but for `headers`.
+    """
+    found = _plain.get(data)
+    if found is not None:
+        return found
+    found = Properties()
     try:
-        (flags,) = struct.unpack_from(">H", data, at)
-        at += 2
-        if not flags:
-            return found
+        flags = data[0] << 8 | data[1]
+        at = 2
         for flag, name in _PROPERTIES:
             if not flags & flag:
                 continue
             if name == "headers":
-                value, at = decode_table(data, at)
-            elif name in ("delivery_mode", "priority"):
-                value, at = data[at], at + 1
+                found.headers, at = decode_table(data, at)
+            elif name == "delivery_mode":
+                found.persistent, at = data[at] == PERSISTENT, at + 1
+            elif name == "priority":
+                found.priority, at = data[at], at + 1
             elif name == "timestamp":
-                value, at = _TIME.unpack_from(data, at)[0], at + 8
+                found.timestamp, at = _TIME.unpack_from(data, at)[0], at + 8
             else:
                 end = at + 1 + data[at]
-                value, at = data[at + 1 : end].decode("utf-8", "replace"), end
-            setattr(found, name, value)
+                setattr(found, name, data[at + 1 : end].decode("utf-8", "replace"))
+                at = end
     except (struct.error, IndexError) as error:
         raise pika.exceptions.InvalidFrameError(f"malformed content header: {error}") from None
+    if not flags & _VARIED and len(data) <= _MAX_PLAIN:
+        if len(_plain) >= _MAX_PLAINS:
+            _plain.clear()
+        _plain[data] = found
     return found
 
 
@@ -171,10 +147,19 @@ _PROPERTIES = tuple(
             "type",
             "user_id",
             "app_id",
-            "cluster_id",
         )
     )
 )
+# Properties that many messages share, by their bytes: those without headers and without what is
+# another for each message. Bounded, because publishers choose them.
+_plain: dict[bytes, Properties] = {b"\x00\x00": NO_PROPERTIES}
+_VARIED = sum(
+    flag
+    for flag, name in _PROPERTIES
+    if name in ("headers", "correlation_id", "message_id", "timestamp")
+)
+_MAX_PLAIN = 128  # bytes
+_MAX_PLAINS = 256
 
 
 def decode_table(data: bytes, at: int, depth: int = 0) -> tuple[dict[str, Any], int]:
@@ -218,8 +203,8 @@ def _decode(data: bytes, at: int, depth: int) -> tuple[Any, int]:
                 items.append(item)
             return items, at
         case "T":
-            seconds = _TIME.unpack_from(data, at)[0]
-            return _time(seconds), at + 8
+            # Unix seconds, as `timestamp` is (x-death's time).
+            return _TIME.unpack_from(data, at)[0], at + 8
         case "D":
             decimals, raw_number = _DECIMAL.unpack_from(data, at)
             return raw_number / 10**decimals, at + _DECIMAL.size
@@ -232,10 +217,3 @@ def _text_or_bytes(raw: bytes) -> str | bytes:
         return raw.decode()
     except UnicodeDecodeError:
         return raw
-
-
-def _time(seconds: int) -> int | datetime:
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return seconds

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pika.exceptions
-import pika.spec
 import pytest
 
 from queuecast.brokers.rabbitmq import stream_pass
 from queuecast.brokers.rabbitmq.stream_pass import StreamPass
 from queuecast.brokers.rabbitmq.stream_request import Backfill, LastRequest, PageRequest
 from queuecast.errors import Unavailable
+from queuecast.message import Message, Properties
 
 MARKS = "queuecast.id.test"
 
@@ -79,11 +79,9 @@ class Channel:
         while self.is_open and self._left and self._tag - self._acked < self._prefetch:
             offset = self._left.pop(0)
             self._tag += 1
-            deliver = pika.spec.Basic.Deliver(
-                "history", self._tag, False, "amq.topic", self._stream.keys[offset]
-            )
-            properties = pika.spec.BasicProperties(headers={"x-stream-offset": offset})
-            self._on_message(deliver, properties, b"%d" % offset)
+            properties = Properties(headers={"x-stream-offset": offset})
+            key = self._stream.keys[offset]
+            self._on_message(Message(b"%d" % offset, "amq.topic", key, properties), self._tag)
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         assert multiple
