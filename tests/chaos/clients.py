@@ -71,6 +71,8 @@ class Visitor:
         self.refusals: list[str] = []
         # The gateway of this conversation, once it was granted.
         self.gateway = ""
+        # When a gateway last answered.
+        self.heard = 0.0
         self.trouble: deque[str] = deque(maxlen=8)
         self._gateway_of = gateway_of
         self._reading = asyncio.Event()
@@ -133,6 +135,7 @@ class Visitor:
     def granted(self, port: int) -> None:
         """The gateway has answered, on the connection of this local port."""
         self.gateway = self._gateway_of(port)
+        self.heard = now()
 
 
 class Client(Visitor):

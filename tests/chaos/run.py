@@ -229,6 +229,17 @@ class Run:
             and each.last.get(source.key, 0) < marks[source.key]
         ]
 
+    def _stragglers(self) -> list[str]:
+        """Say of those who did not come to the end where they are, and what befell them last."""
+        behind = set(self._behind({source.key: source.confirmed for source in self.sources}))
+        return [
+            f"{each.name} is at {each.place or 'no place'} on {each.gateway or 'no gateway'} after "
+            f"{each.conversations} conversations, the last answer at {each.heard:.2f}: "
+            f"{list(each.trouble)}"
+            for each in self.clients
+            if each.name in behind
+        ][:10]
+
     def _unacked(self) -> bool:
         acked: set[tuple[str, int]] = set()
         for worker in self.workers:
@@ -253,6 +264,7 @@ class Run:
         sources = {source.key: source for source in self.sources}
         if not settled:
             verdict.failures.append(f"not everybody came to the end within {SETTLE:g} s of peace")
+            verdict.failures += self._stragglers()
         kafka = isinstance(self.house.server, KafkaServer)
         for client in self.clients:
             if client.kind == KEPT:

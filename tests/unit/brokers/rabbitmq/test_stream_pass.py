@@ -279,3 +279,82 @@ async def test_a_reader_that_gives_up_leaves_nothing_behind() -> None:
     assert len(request.messages) == 10
     assert not reading._groups
     await reading.close()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("seed", range(20))
+async def test_nobody_waits_for_ever_whatever_happens(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers that give up and come again, probes that have the consumer jump to the beginning,
+    an index in the background, lost consumers, a link that is away, and a pass that is reset."""
+    rng = random.Random(seed)
+    monkeypatch.setattr(stream_pass, "_QUANTUM", rng.choice([50, 500, 5_000]))
+    near = rng.choice([10, 500])
+    monkeypatch.setattr(stream_pass, "_NEAR", near)
+    monkeypatch.setattr(stream_pass, "_AHEAD", 2 * near)
+    keys = {at: rng.choice(["a", "b", "c.d"]) for at in range(1_500) if rng.random() < 0.9}
+    head = max(keys)
+    stream = Stream(keys)
+    away = False
+
+    async def link() -> Any:
+        if away:
+            await asyncio.sleep(0.002)
+            raise Unavailable("RabbitMQ is away")
+        return await stream.wait()
+
+    reading = StreamPass("s", MARKS, link, window=rng.choice([2_000, 8 << 20]))
+    matching = {"a": ["a"], "c.*": ["c.d"], "#": ["a", "b", "c.d"]}
+
+    async def reader(number: int) -> None:
+        chance = random.Random(f"{seed}-{number}")
+        pattern = chance.choice(list(matching))
+        want = chance.randrange(head)
+        place, got = want, []
+        while place <= head:
+            request = page(pattern, place, head, chance.choice([1, 5_000, 100_000]))
+            asking = asyncio.create_task(reading.ask(request))
+            if chance.random() < 0.2:
+                await asyncio.sleep(chance.random() * 0.004)
+                asking.cancel()
+            [error] = await asyncio.gather(asking, return_exceptions=True)
+            if error is not None:
+                assert isinstance(error, Unavailable | asyncio.CancelledError)
+                await asyncio.sleep(0.001)
+                continue
+            assert request.after > place
+            got += offsets(request)
+            place = request.after
+        assert got == [each for each in keys if each >= want and keys[each] in matching[pattern]]
+
+    async def prober() -> None:
+        for _ in range(20):
+            await asyncio.sleep(rng.random() * 0.01)
+            try:
+                assert await reading.probe("first") == min(keys)
+            except Unavailable:
+                continue
+
+    async def trouble() -> None:
+        nonlocal away
+        for _ in range(15):
+            await asyncio.sleep(rng.random() * 0.01)
+            match rng.randrange(4):
+                case 0 if stream.channels:
+                    stream.channels[-1].lose()
+                case 1:
+                    reading.reset(Unavailable("the stream was made anew"))
+                case 2:
+                    away = True
+                    await asyncio.sleep(0.005)
+                    away = False
+                case 3:
+                    reading.when_idle(Backfill(0, head // 2))
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(reader(number) for number in range(25)), prober(), trouble())
+    assert stream.most_consumers == 1
+    assert not reading._waiting
+    assert not reading._groups
+    await reading.close()
