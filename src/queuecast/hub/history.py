@@ -76,9 +76,12 @@ class Pages:
     # -- readers --------------------------------------------------------------------------
 
     def find(self, place: Marks) -> Sheet | None:
-        """Return a page that is held and serves a place, counted as read by one more."""
+        """Return a page that is held and serves a place, counted as read by one more.
+
+        Not one without messages: that there was nothing may be untrue by now.
+        """
         for sheet in self._sheets:
-            if sheet.serves(place):
+            if sheet.entries and sheet.serves(place):
                 self._take(sheet)
                 return sheet
         return None

@@ -8,10 +8,12 @@ from itertools import pairwise
 import pytest
 
 from queuecast.errors import NotFound, QueuecastError, Unavailable
+from queuecast.hub.history import Pages
 from queuecast.hub.log import LogLimits
+from queuecast.hub.page import PageBudget, Sheet
 from queuecast.position import Start
 from tests.support.fake_history import Kept
-from tests.support.fake_runtime import FakePromise
+from tests.support.fake_runtime import FakePromise, FakeRuntime
 from tests.support.fake_session import FakeOutlet, Lines
 
 from .rig import EPOCH, HubRig, numbered, since
@@ -155,6 +157,35 @@ def test_many_places_are_few_passes() -> None:
     offsets = [mark.offset for [mark] in kept.asked]
     turns = sum(later < earlier for earlier, later in pairwise(offsets))
     assert turns <= 3, "the pass goes forward"
+
+
+def test_a_page_without_messages_is_for_those_who_asked_for_it() -> None:
+    class Reader:
+        """Who has a page, and does not let go."""
+
+        sheet: Sheet | None = None
+
+        def arrived(self, sheet: Sheet) -> None:
+            self.sheet = sheet
+
+        def again(self) -> None: ...
+        def failed(self, error: QueuecastError) -> None: ...
+
+    kept, runtime = Kept(), FakeRuntime()
+    pages = Pages("a", kept, runtime, PageBudget(), lambda: 1)
+    first, place = Reader(), tuple(kept.marks())
+    pages.ask(place, first)
+    runtime.settle()
+    assert first.sheet is not None
+    assert not first.sheet.entries
+    assert pages.find(place) is None
+    kept.add("m1")
+    second = Reader()
+    pages.ask(place, second)
+    runtime.settle()
+    assert second.sheet is not None
+    assert len(second.sheet.entries) == 1
+    assert pages.find(place) is second.sheet
 
 
 def test_what_retention_took_is_a_gap_in_its_place() -> None:
