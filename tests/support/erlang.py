@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from secrets import token_hex
 from typing import Any
 
 _ANSWER = re.compile(r"([A-Za-z0-9+/=]+)\n\{ok, ok\}\s*\Z")
@@ -28,7 +29,8 @@ def evaluate(
     Raises RuntimeError with the answer when the node gives another one.
     """
     done = subprocess.run(
-        [erl_call, "-fetch_stdout", "-e", "-n", node, "-c", cookie],
+        # A name of its own: the node refuses a second one of the same name at a time.
+        [erl_call, "-fetch_stdout", "-e", "-n", node, "-c", cookie, "-h", f"q{token_hex(4)}"],
         # Printed: of a long value erl_call shows the beginning.
         input=f'io:format("~s~n", [base64:encode({expression})]).\n',
         env=dict(env),
