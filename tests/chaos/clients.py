@@ -31,11 +31,16 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A message that a client got. key, number: its source's."""
+    """A message that a client got. key, number: its source's; at: when; gateway: from which."""
 
     key: str
     number: int
     position: str
+    at: float = 0.0
+    gateway: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.key}:{self.number} at {self.at:.2f} from {self.gateway}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +184,7 @@ class Client(Visitor):
 
     def message(self, body: str, position: str) -> None:
         key, number = parse(body)
-        self.record.append(Seen(key, number, position))
+        self.record.append(Seen(key, number, position, now(), self.gateway))
         self.last[key] = max(number, self.last.get(key, 0))
         self.at(position)
 

@@ -78,42 +78,53 @@ def judge_same(clients: Iterable[Client], sources: dict[str, Source], verdict: V
 def judge_live(client: Client, sources: dict[str, Source], verdict: Verdict) -> None:
     """An unretained destination: in order, without repetition, each hole behind a gap."""
     last: dict[str, int] = {}
-    copies: Counter[tuple[str, int]] = Counter()
-    # The gaps since each source's last message.
+    copies: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    # The gaps since each source's last new message.
     told: defaultdict[str, list[Missed]] = defaultdict(list)
-    for each in client.record:
+    for index, each in enumerate(client.record):
         if isinstance(each, Missed):
             verdict.counts["gaps"] += 1
             for key in sources:
                 told[key].append(each)
             continue
         key, number = each.key, each.number
-        copies[key, number] += 1
         gaps, told[key] = told[key], []
         before = last.get(key)
+        if before is not None and number <= before and any(gap.fresh for gap in gaps):
+            # Another gateway may be behind the one before; its gap says that the place is not its
+            # own, and from there the order and the copies are its own.
+            verdict.counts["messages again after a change of gateway"] += before - number + 1
+            copies[key].clear()
+            before = None
+        copies[key][number] += 1
         if before is None or number == before + 1:
             last[key] = number
         elif number > before:
             verdict.counts["messages that gaps told of"] += number - before - 1
             if not gaps:
                 verdict.failures.append(
-                    f"{client.name}: {key} {before + 1}..{number - 1} are missing in silence"
+                    f"{client.name}: {key} {before + 1}..{number - 1} are missing in silence: "
+                    f"{_around(client, index)}"
                 )
             last[key] = number
-        elif copies[key, number] <= sources[key].may_be(number):
+        elif copies[key][number] <= sources[key].may_be(number):
             verdict.counts["second copies of retried numbers"] += 1
-        elif any(gap.fresh for gap in gaps):
-            # Another gateway may be behind the one before; its gap says that the place is not its
-            # own, and from there the order is its own.
-            verdict.counts["messages again after a change of gateway"] += before - number + 1
-            last[key] = number
+            # It may have been on its way for long: what was missed may still be behind it.
+            told[key] = gaps
         else:
-            verdict.failures.append(f"{client.name}: {key}:{number} again after {before}: {gaps}")
+            verdict.failures.append(
+                f"{client.name}: {key}:{number} again after {before}: {_around(client, index)}"
+            )
     for key in _keys(client, sources):
         if last.get(key, 0) != sources[key].confirmed:
             verdict.failures.append(
                 f"{client.name}: {key} ends at {last.get(key)} of {sources[key].confirmed}"
             )
+
+
+def _around(client: Client, index: int) -> str:
+    """Say what came about that place of a client's record, for whoever looks for the cause."""
+    return " | ".join(str(each) for each in client.record[max(0, index - 6) : index + 3])
 
 
 def judge_gaps(
