@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from .aliases import concealed
-from .brokers.base import Broker, HistoryReader
+from .brokers.base import Broker
 from .delivery import Consumer, DeliverySink
 from .destination import Destination
 from .errors import LimitExceeded, LoginRefused, NotFound, QueuecastError, Refused, Unavailable
@@ -27,7 +27,7 @@ from .message import Properties
 from .queuespec import PLAIN, ConsumeSpec
 from .runtime import Promise
 from .sessions.services import Account, Consume, Publish, Services
-from .sharing import FeedBroker, Member, SharedFeeds
+from .sharing import FeedBroker, Member, SharedFeeds, follow
 
 logger = logging.getLogger(__name__)
 
@@ -312,9 +312,7 @@ def reader_of(broker: Broker) -> OpenReader:
 
     async def open_reader(destination: Destination, feed: Feed) -> CloseReader:
         reader = await broker.open_feed(destination, feed)
-        feed.upstream_position = reader.position
-        if isinstance(reader, HistoryReader):
-            feed.past = reader
+        follow(feed, reader)
         return reader.close
 
     return open_reader

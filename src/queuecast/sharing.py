@@ -18,10 +18,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from .brokers.base import FeedReader, FeedSink, HistoryReader
+from .brokers.base import FeedReader, FeedSink, HistoryReader, SettlingReader
 from .destination import Destination
 from .errors import QueuecastError, Refused, Unavailable
-from .hub.feed import Feed
+from .hub.feed import Feed, settled
 from .hub.hub import CloseReader, Hub
 from .hub.subscription import Encoding, Outlet, Subscription
 from .message import Message
@@ -263,6 +263,13 @@ class SharedFeeds:
         await self._hub.close()
 
 
+def follow(feed: Feed, reader: FeedReader) -> None:
+    """Let a feed use what its reader can do."""
+    feed.upstream_position = reader.position
+    feed.past = reader if isinstance(reader, HistoryReader) else None
+    feed.settle = reader.settle if isinstance(reader, SettlingReader) else settled
+
+
 class Relay:
     """Stands between a feed of the hub and the login's reader, which may become another's."""
 
@@ -296,8 +303,7 @@ class Relay:
                 member.relays.discard(self)
                 raise
             self._member, self._reader = member, reader
-            self._feed.upstream_position = reader.position
-            self._feed.past = reader if isinstance(reader, HistoryReader) else None
+            follow(self._feed, reader)
             return
         raise error
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections import Counter
 
+import aiohttp
 import pika
 import pytest
 
@@ -16,6 +17,7 @@ from tests.support.servers import RabbitMQ, RabbitServer, unique
 from tests.support.sinks import eventually
 from tests.support.streams import (
     GAP,
+    Enveloped,
     Stream,
     audience,
     check_complete,
@@ -65,6 +67,60 @@ async def test_a_cut_to_the_broker_is_no_gap_for_anybody(rabbit: RabbitMQ) -> No
             await stream.until(str(last))
         for stream in streams:
             check_complete(stream, range(last + 1))
+
+
+@pytest.mark.parametrize("how", ["stalled", "cut", "away"])
+async def test_a_page_of_another_gateway_waits_for_what_it_has_already(
+    rabbit: RabbitMQ, how: str
+) -> None:
+    key = unique("moved")
+    topic = f"/topic/{key}?envelope=json"
+    async with (
+        proxied(rabbit) as proxy,
+        running(broker={"url": rabbit.url}) as one,
+        running(broker={"url": through(proxy, rabbit.url)}) as two,
+        aiohttp.ClientSession() as session,
+    ):
+
+        async def publish(body: str) -> None:
+            async with session.post(f"{one.url}/publish/topic/{key}", data=body) as answer:
+                assert answer.status == 200, await answer.text()
+
+        moving = await Enveloped.open(one.url, topic)
+        staying = await Enveloped.open(two.url, topic)
+        await publish("before")
+        await asyncio.gather(moving.until(1), staying.until(1))
+        proxy.stall()
+        for number in range(20):
+            await publish(str(number))
+        await moving.until(21)
+        place = moving.deliveries[-1]["position"]
+        await moving.close()
+        if how != "stalled":
+            await proxy.refuse()
+            proxy.cut()
+            await eventually(lambda: not two.gateway.broker.ready, "the cut noticed")
+        if how == "away":
+            poll = f"{two.url}/poll/topic/{key}?since={place}"
+            async with session.get(poll) as answer:
+                assert answer.status == 503, await answer.text()
+                assert (await answer.json())["retry"] is True
+            live = await Enveloped.open(two.url, topic)
+            await live.close()
+        moved = asyncio.create_task(Enveloped.open(two.url, f"{topic}&since={place}"))
+        await asyncio.sleep(0.3)
+        assert not moved.done()
+        proxy.unstall()
+        await proxy.accept()
+        there = await moved
+        await publish("after")
+        await asyncio.gather(there.until(1), staying.until(22))
+        assert there.bodies == ["after"]
+        assert (await there.notice("gap"))["gap"]["reason"] == "epoch"
+        assert staying.bodies == ["before", *map(str, range(20)), "after"]
+        assert not [each for each in staying.notices if "gap" in each]
+        await there.close()
+        await staying.close()
 
 
 @pytest.mark.slow

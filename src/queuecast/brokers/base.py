@@ -49,6 +49,7 @@ __all__ = [
     "Owner",
     "Page",
     "QueueSpec",
+    "SettlingReader",
     "TopicSpec",
 ]
 
@@ -180,6 +181,17 @@ class HistoryReader(FeedReader, Protocol):
         max_bytes: of the bodies, about, with 400 more for each message. A place of another
         numbering, or in the future, gives a page with a gap that begins at the first message
         there is. Raises Unavailable.
+        """
+
+
+@runtime_checkable
+class SettlingReader(FeedReader, Protocol):
+    """An open feed without offsets whose broker may hold messages for it: an optional ability."""
+
+    async def settle(self) -> None:
+        """Return once everything was handed to the sink that the broker held when this was called.
+
+        Raises Unavailable when that takes too long, because the broker is away.
         """
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,6 +60,10 @@ class Part:
         return tuple(vector.marks[self.first : self.first + self.lanes])
 
 
+async def settled() -> None:
+    """Return at once: the settling of a feed whose broker holds nothing back."""
+
+
 class Feed:
     """Log, cohorts and subscribers of one destination; the sink of its reader."""
 
@@ -82,6 +86,8 @@ class Feed:
         self.taps: list[Tap] = []
         self.on_failure: Callable[[QueuecastError], None] = lambda error: None
         self.upstream_position: Callable[[], Sequence[int] | None] = lambda: None
+        # Returns once what the broker held for the feed is in it.
+        self.settle: Callable[[], Awaitable[None]] = settled
         # Set by who opens the reader, where the broker keeps what was published.
         self.past: History | None = None
         self.history = False
@@ -237,9 +243,12 @@ class Feed:
     async def locate(self, start: Start) -> tuple[Start, bool]:
         """Turn a start that the log cannot answer into a `since`, asking the broker's history.
 
-        The second value tells whether some of what was asked for is kept nowhere. Raises
-        Unavailable.
+        One with a place of another node waits until nothing is on its way to this one that the
+        client may have from there. The second value tells whether some of what was asked for is
+        kept nowhere. Raises BadPosition, Unavailable.
         """
+        if start.position is not None and self._is_foreign(start.position):
+            await self.settle()
         if start.kind in ("live", "since") or all(part.pages is None for part in self.parts):
             return start, False
         place, short = self._search(start)
@@ -377,6 +386,12 @@ class Feed:
             if self.log.standing(lane, mark, ahead) is Standing.AHEAD:
                 return None
         return Place(self.log.next, vector, via="newest") if self.newest.covers(vector) else None
+
+    def _is_foreign(self, position: Position) -> bool:
+        """Tell whether a numbering in a position is none that the log knows."""
+        ahead = Vector(self.position())
+        marks = enumerate(self._aligned(position))
+        return any(self.log.standing(lane, mark, ahead) is Standing.UNKNOWN for lane, mark in marks)
 
     def _aligned(self, position: Position) -> Position:
         return aligned(position, self.log.head.marks, [part.lanes for part in self.parts])

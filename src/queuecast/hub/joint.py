@@ -61,6 +61,12 @@ def join(joint: Feed, feeds: list[Feed]) -> Callable[[], None]:
         complete_since=max(feed.complete_since() for feed in feeds),
     )
     joint.upstream_position = lambda: [mark.offset for feed in feeds for mark in feed.position()]
+
+    async def settle() -> None:
+        for feed in feeds:
+            await feed.settle()
+
+    joint.settle = settle
     taps = [_Tap(joint, lane) for lane in lanes]
     for feed, tap in zip(feeds, taps, strict=True):
         feed.taps.append(tap)

@@ -363,3 +363,42 @@ def test_closing_the_hub_closes_its_branches() -> None:
     rig.runtime.settle()
     with pytest.raises(Unavailable):
         task.result()
+
+
+# -- a place of another node ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b")])
+def test_a_place_of_another_node_waits_for_what_is_on_its_way(names: tuple[str, ...]) -> None:
+    rig = HubRig()
+    there = rig.subscribe(*names)
+    rig.reader("a").send("1")
+    rig.runtime.settle()
+    mine = there.subscriptions[0].position()
+    asked, arrived = 0, FakePromise()
+
+    async def settle() -> None:
+        nonlocal asked
+        asked += 1
+        await arrived
+
+    for reader in rig.readers:
+        if reader.destination.name == "a":
+            reader.feed.settle = settle
+    foreign = Position([mark._replace(epoch="other") for mark in mine])
+    task = rig.ask(*names, start=since(foreign))
+    known = rig.subscribe(*names, start=since(mine))
+    rig.runtime.settle()
+    assert not task.done
+    assert asked == 1, "a place of this node does not wait"
+    # What the client has from the other node.
+    rig.reader("a").send("2")
+    arrived.set_result(None)
+    rig.runtime.settle()
+    rig.reader("a").send("3")
+    rig.runtime.settle()
+    fresh = task.result()
+    assert isinstance(fresh, FakeOutlet)
+    assert [item.body for item in fresh.items()] == ["", "3"]
+    assert fresh.items()[0].gap == "epoch"
+    assert known.bodies() == ["2", "3"]

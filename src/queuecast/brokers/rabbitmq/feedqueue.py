@@ -23,6 +23,7 @@ from .failures import NOT_FOUND, missing_exchange, of_channel, reason
 from .intake import PREFETCH, Intake
 from .readers import Reader, Readers
 from .recovery import RESTARTED, UNWATCHED
+from .settling import Settling
 from .topology import check_queue, exchange_exists
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 # Bindings declared anew per interval; a binding costs the broker up to a millisecond.
 _REBIND = 500
+# Seconds until a queue is asked again that was lost while it was asked.
+_AGAIN = 0.1
 _UNSAFE = re.compile(r"[^\w.\-]", re.ASCII)
 
 
@@ -48,7 +51,8 @@ class FeedQueue:
         self.name = ""
         self.canary: Canary | None = None
         self._work = asyncio.Event()
-        self._readers = Readers(kind, self._work.set)
+        self._settling = Settling(self._look)
+        self._readers = Readers(kind, self._work.set, self._settling.wait)
         self._intake = Intake(self._readers)
         self._channel: Channel | None = None
         self._link: Link | None = None
@@ -85,6 +89,30 @@ class FeedQueue:
             self._work.set()
         else:
             self._readers.refresh(_REBIND)
+
+    async def _look(self) -> None:
+        """Return once all is handed on that the queue held; raises Unavailable."""
+        try:
+            async with asyncio.timeout(self._feeds.patience):
+                while not await self._is_read():
+                    pass
+        except TimeoutError:
+            raise Unavailable(
+                f"what RabbitMQ has for the exchange {self.exchange!r} is not read yet"
+            ) from None
+
+    async def _is_read(self) -> bool:
+        await self._intake.settled.wait()
+        channel = self._channel
+        try:
+            if channel is not None:
+                # The queue answers on the consumer's own channel, behind what it has sent there.
+                await channel.call("queue_declare", self.name, passive=True)
+                return True
+        except pika.exceptions.AMQPError as error:
+            log.debug("a new channel will come: %s", reason(error))
+        await asyncio.sleep(_AGAIN)
+        return False
 
     # The task
 

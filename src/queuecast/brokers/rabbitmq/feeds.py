@@ -42,7 +42,8 @@ _SHARED = ("direct", "topic", "fanout")
 class Feeds:
     """All feeds of this node.
 
-    prefix: begins the names of our queues. expires: milliseconds, see EXPIRES.
+    prefix: begins the names of our queues. patience: seconds that a call waits for a broker that is
+    away. expires: milliseconds, see EXPIRES.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Feeds:
         self.expires = expires
         self.zombie_patience = zombie_patience
         self.link: Link | None = None
-        self._patience = patience
+        self.patience = patience
         self._rebind = rebind
         self._linger = linger
         self._queues: dict[tuple[str, str | None], FeedQueue] = {}
@@ -104,7 +105,7 @@ class Feeds:
     async def open(self, destination: Destination, sink: FeedSink) -> FeedReader:
         """Open a feed; see the broker interface."""
         exchange, key = _address(destination)
-        link = await self._supervisor.wait(self._patience)
+        link = await self._supervisor.wait(self.patience)
         kind = await self.topology.exchange_type(link, exchange)
         if self._closing:
             raise Unavailable("the gateway is closing")
@@ -136,7 +137,7 @@ class Feeds:
         and read on the exchange and the key, purging it read on it. Raises as `open`.
         """
         exchange, key = _address(destination)
-        link = await self._supervisor.wait(self._patience)
+        link = await self._supervisor.wait(self.patience)
         name = f"{self.prefix}.probe.{secrets.token_hex(8)}"
         declared = False
         try:

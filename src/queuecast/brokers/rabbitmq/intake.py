@@ -23,7 +23,8 @@ _PATIENCE = 5.0  # seconds until a queue that says it holds messages must delive
 class Intake:
     """What comes from one queue, over as many channels as reconnects make.
 
-    owed: a gap that the readers must still be told of, should a recovery be cut short.
+    owed: a gap that the readers must still be told of, should a recovery be cut short. settled: set
+    while there is a channel and no recovery.
     """
 
     def __init__(self, readers: Readers) -> None:
@@ -38,6 +39,7 @@ class Intake:
         self._recovery: Recovery | None = None
         self._recovery_timer: asyncio.TimerHandle | None = None
         self.owed: str | None = None
+        self.settled = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     # Queues and channels
@@ -51,11 +53,14 @@ class Intake:
         self._channel = channel
         self._last_tag = 0
         self._barrier = None
+        if self._recovery is None:
+            self.settled.set()
 
     def detach(self) -> None:
         """Hand on what came, and leave the channel: it is over."""
         self._flush()
         self._channel = None
+        self.settled.clear()
         self.stop_recovery()
 
     def resume(self, ready: int) -> None:
@@ -129,6 +134,8 @@ class Intake:
         if verdict.gap is not None:
             self.gap(verdict.gap)
         self._hand_on(verdict.messages)
+        if self._channel is not None:
+            self.settled.set()
 
     def _give_up(self) -> None:
         recovery, channel = self._recovery, self._channel

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ...errors import QueuecastError, Refused
@@ -40,6 +40,10 @@ class Reader:
         """Return None: a classic queue has no offsets."""
         return None
 
+    async def settle(self) -> None:
+        """See base.SettlingReader."""
+        await self._readers.settle()
+
     async def close(self) -> None:
         """Stop reading; unbinding happens in the background."""
         self._readers.remove(self)
@@ -61,10 +65,13 @@ class Readers:
     """The readers of one exchange by binding.
 
     kind: the exchange's type, which decides how messages find their readers. on_stale: called
-    when a binding must be looked at.
+    when a binding must be looked at. settle: returns once all that the queue holds was appended.
     """
 
-    def __init__(self, kind: str, on_stale: Callable[[], None]) -> None:
+    def __init__(
+        self, kind: str, on_stale: Callable[[], None], settle: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.settle = settle
         self._bindings: dict[str, _Binding] = {}
         self._stale: set[str] = set()  # keys whose binding must be looked at
         self._index: Index[Reader] | None = None if kind in ("headers", OPAQUE) else new_index(kind)
