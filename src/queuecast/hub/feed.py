@@ -247,7 +247,8 @@ class Feed:
         client may have from there. The second value tells whether some of what was asked for is
         kept nowhere. Raises BadPosition, Unavailable.
         """
-        if start.position is not None and self._is_foreign(start.position):
+        position = start.position
+        if position is not None and self.settle is not settled and self._is_foreign(position):
             await self.settle()
         if start.kind in ("live", "since") or all(part.pages is None for part in self.parts):
             return start, False
