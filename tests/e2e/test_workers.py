@@ -306,6 +306,23 @@ async def test_a_killed_worker_loses_nothing_and_comes_again(
         made.channel().queue_delete(stream_name(rule))
 
 
+async def test_a_worker_that_hangs_is_started_again(newest: RabbitMQ) -> None:
+    tables = {"server": {"port": 0, "workers": 2}, "broker": {"url": newest.url}}
+    parent = Supervisor(from_tables(tables), "error", ask=0.2)
+    report = await parent.start()
+    try:
+        before = parent.processes
+        hanging = psutil.Process(before[1])
+        hanging.suspend()
+        await until(lambda: parent.processes.get(1, before[1]) != before[1], "another worker")
+        assert not hanging.is_running()
+        assert parent.processes[0] == before[0]
+        for _ in range(8):
+            assert (await get(f"{report.url}/healthz")).status == 200
+    finally:
+        assert await parent.stop()
+
+
 async def test_drain_and_stop_are_passed_on(newest: RabbitMQ, tmp_path: Path) -> None:
     with workers(tmp_path, newest.url, "--pid-file", "pid") as house:
         processes = house.workers

@@ -32,19 +32,32 @@ logger = logging.getLogger(__name__)
 # beginning once one has lived as long as the third.
 FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 _GOOD = 10.0
+# A worker that serves is asked for a sign of life every so many seconds. One that has answered none
+# of this many questions in a row hangs: it is killed and started again. By questions, not by the
+# clock: a suspended machine is nobody's fault.
+ASK, MOST_MISSED = 5.0, 5
 
 
 class Supervisor:
-    """All workers of a configuration. shared: see Reservation; None: as the system has it."""
+    """All workers of a configuration.
+
+    shared: see Reservation; None: as the system has it. ask: seconds between two questions.
+    """
 
     def __init__(
-        self, config: Config, log_level: str = "info", *, shared: bool | None = None
+        self,
+        config: Config,
+        log_level: str = "info",
+        *,
+        shared: bool | None = None,
+        ask: float = ASK,
     ) -> None:
         self.config = config
         self.admin_url = ""
         self._log_level = log_level
         self._count = config.server.workers
         self._shared = shared
+        self._every = ask
         self._ports: dict[str, Reservation] = {}
         self._workers: dict[int, Worker] = {}
         self._keeping: list[asyncio.Task[None]] = []
@@ -194,7 +207,12 @@ class Supervisor:
         since = loop.time()
         while True:
             worker = self._workers[number]
-            code = await worker.ended()
+            watching = asyncio.create_task(self._watch(worker), name=f"watch worker {number}")
+            try:
+                code = await worker.ended()
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
             if self._stopping:
                 return
             if loop.time() - since >= _GOOD:
@@ -216,3 +234,22 @@ class Supervisor:
             except OSError as error:
                 # Out of memory, processes or descriptors: it may be better in a moment.
                 logger.error("worker %d cannot be started: %s", number, error)
+
+    async def _watch(self, worker: Worker) -> None:
+        """Kill a worker that serves, but gives no sign of life: its clients go to others."""
+        assert self._view is not None
+        try:
+            await worker.up()
+        except WorkerFailed:
+            return
+        missed = 0
+        while missed < MOST_MISSED:
+            await asyncio.sleep(self._every)
+            missed = 0 if await self._view.answers(worker.number) else missed + 1
+        logger.error(
+            "worker %d (process %d) has not answered %d questions in a row: it hangs, it is killed",
+            worker.number,
+            worker.pid,
+            missed,
+        )
+        worker.kill()

@@ -121,6 +121,10 @@ class WorkersView:
         """See View."""
         return bool(await self._ask("/healthz", dict[str, str]))
 
+    async def answers(self, number: int) -> bool:
+        """Tell whether a worker answers."""
+        return await self._ask_one(number, "/healthz", dict[str, str]) is not None
+
     async def _ask(self, path: str, kind: Any) -> dict[int, Any]:
         """Return the answers of those who give one, by number."""
         numbers = self._running()

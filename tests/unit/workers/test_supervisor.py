@@ -12,6 +12,7 @@ import pytest
 from queuecast.config import from_tables
 from queuecast.workers import supervisor
 from queuecast.workers.supervisor import Supervisor
+from queuecast.workers.view import WorkersView
 from queuecast.workers.words import DRAIN, STOP, Hello, Report
 from queuecast.workers.worker import WorkerFailed
 
@@ -142,3 +143,29 @@ async def test_a_worker_that_hangs_is_killed_in_the_end(
     monkeypatch.setattr(made[1], "tell", lambda words: None)
     assert not await parent.stop()
     assert made[1].code.result() == -signal.SIGKILL
+
+
+async def test_who_hangs_is_killed_and_started_again(
+    made: list[FakeWorker], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    # Worker 1 is late again and again, but never for long enough; then it says nothing more.
+    late = iter(([False] * (supervisor.MOST_MISSED - 1) + [True]) * 3)
+
+    async def answers(_view: object, number: int) -> bool:
+        asked.append(number)
+        return number == 0 or len(made) > 2 or next(late, False)
+
+    monkeypatch.setattr(WorkersView, "answers", answers)
+    parent = Supervisor(from_tables(CONFIG), ask=0.001)
+    await parent.start()
+    await until(lambda: len(made) == 3)
+    assert made[2].number == 1
+    assert asked.count(1) >= 4 * supervisor.MOST_MISSED
+    said = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert said[0].startswith("worker 1 (process 1001) has not answered")
+    assert "worker 1 (process 1001) was killed by SIGKILL" in said[1]
+    so_far = asked.count(1)
+    await until(lambda: asked.count(1) > so_far + supervisor.MOST_MISSED)
+    assert len(made) == 3
+    assert await parent.stop()
