@@ -78,7 +78,7 @@ def judge_same(clients: Iterable[Client], sources: dict[str, Source], verdict: V
 def judge_live(client: Client, sources: dict[str, Source], verdict: Verdict) -> None:
     """An unretained destination: in order, without repetition, each hole behind a gap."""
     last: dict[str, int] = {}
-    copies: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    copies: Counter[tuple[str, int]] = Counter()
     # The gaps since each source's last new message.
     told: defaultdict[str, list[Missed]] = defaultdict(list)
     for index, each in enumerate(client.record):
@@ -90,13 +90,7 @@ def judge_live(client: Client, sources: dict[str, Source], verdict: Verdict) -> 
         key, number = each.key, each.number
         gaps, told[key] = told[key], []
         before = last.get(key)
-        if before is not None and number <= before and any(gap.fresh for gap in gaps):
-            # Another gateway may be behind the one before; its gap says that the place is not its
-            # own, and from there the order and the copies are its own.
-            verdict.counts["messages again after a change of gateway"] += before - number + 1
-            copies[key].clear()
-            before = None
-        copies[key][number] += 1
+        copies[key, number] += 1
         if before is None or number == before + 1:
             last[key] = number
         elif number > before:
@@ -107,7 +101,7 @@ def judge_live(client: Client, sources: dict[str, Source], verdict: Verdict) -> 
                     f"{_around(client, index)}"
                 )
             last[key] = number
-        elif copies[key][number] <= sources[key].may_be(number):
+        elif copies[key, number] <= sources[key].may_be(number):
             verdict.counts["second copies of retried numbers"] += 1
             # It may have been on its way for long: what was missed may still be behind it.
             told[key] = gaps
