@@ -41,8 +41,9 @@ def main() -> int:
         for part in chosen:
             try:
                 _run(part, bench, figures, arguments.patience or plan.patience)
-            except BenchmarkError as error:
-                failures.append(f"{part.name}: {error}")
+            except Exception as error:  # noqa: BLE001 - a server's fault ends its part alone
+                kind = "" if isinstance(error, BenchmarkError) else f"{type(error).__name__}: "
+                failures.append(f"{part.name}: {kind}{error}")
                 bench.report(f"failed: {failures[-1]}")
         figures.missing = bench.missing
     print(table(figures))

@@ -6,10 +6,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
 
 import pytest
 
@@ -19,6 +18,7 @@ from tests.support.rabbit_installation import VERSIONS, RabbitInstallation
 from tests.support.servers import RabbitServer
 
 from .child import BenchmarkError
+from .owner import Owner
 from .plan import Plan
 
 _SET_UP = "run scripts/test-servers.sh, which sets it up"
@@ -44,13 +44,13 @@ class Rabbit:
         return f"RabbitMQ {self.server.version}"
 
 
-class Bench:
+class Bench(Owner):
     """`with Bench(plan) as bench:`; what it started is gone afterwards."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.missing: list[str] = []
-        self._stack = ExitStack()
+        super().__init__()
         self._rabbit: Rabbit | None = None
         self._kafka: Kafka | None = None
         self._started = time.monotonic()
@@ -114,14 +114,3 @@ class Bench:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()

@@ -26,7 +26,7 @@ from queuecast.server.listener import raise_open_files
 from queuecast.settings import BrokerConfig, RetainConfig, ServerConfig
 
 from . import child, message
-from .producer import as_fast_as_possible, at_a_rate
+from .producer import as_fast_as_possible, at_a_rate, most
 
 # Fewer than the embedded broker takes from one publisher before it lets the loop turn.
 _PUBLISHES_A_TURN = 32
@@ -79,7 +79,7 @@ class GatewayServer:
                 await self._publish(((_DESTINATION, 0),), range(first, first + batch), size)
                 await self._sent()
 
-            made = await as_fast_as_possible(publish, self.is_held, seconds, batch)
+            made = await as_fast_as_possible(publish, self.is_held, seconds, batch, most(size))
         return {
             **made,
             "cycle": made["messages"],

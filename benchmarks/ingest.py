@@ -69,15 +69,15 @@ def _backlog(bench: Bench, kind: str, name: str, url: str) -> Iterator[Row]:
                 done = crowd.finish(messages, messages)
                 rates.append(messages / (done.last - started))
                 costs.append((server.do("usage")["cpu"] - before) / messages)
-    goal = _GOALS[kind]
     yield Row(
         "ingest",
-        f"{plan.backlog:,} × {plan.size} B into one feed (goal {goal:,.0f}/s)",
+        f"{plan.backlog:,} × {plan.size} B into one feed",
         name,
         "messages/s",
         "",
         None,
         median(rates[1:]),
+        bound=_GOALS[kind],
     )
     yield Row(
         "ingest",
@@ -127,10 +127,10 @@ def _load(bench: Bench, name: str, broker: str) -> float:
     """Return the publishes/s that a server answers."""
     with Child(name, *([broker] if broker else [])) as server:
         port = int(server.answer()["port"])
-        return _answered(bench, port, "http_publisher", "load", counted=bool(broker))
+        return answered(bench, port, "http_publisher", "load", counted=bool(broker))
 
 
-def _answered(bench: Bench, port: int, module: str, command: str, *, counted: bool) -> float:
+def answered(bench: Bench, port: int, module: str, command: str, *, counted: bool) -> float:
     """Return the answers/s; counted: a subscriber has to get what was answered."""
     plan = bench.plan
     seconds = plan.seconds * 4
@@ -156,10 +156,10 @@ def _sends(bench: Bench) -> Iterator[Row]:
         for _ in range(plan.rounds):
             with Child("gateway_server", broker) as server:
                 port = int(server.answer()["port"])
-                rates.append(_answered(bench, port, "stomp_clients", "sends", counted=True))
+                rates.append(answered(bench, port, "stomp_clients", "sends", counted=True))
             if rabbit is not None and broker != "embedded:":
                 theirs.append(
-                    _answered(bench, rabbit.web_stomp, "stomp_clients", "sends", counted=False)
+                    answered(bench, rabbit.web_stomp, "stomp_clients", "sends", counted=False)
                 )
         yield Row(
             "ingest",

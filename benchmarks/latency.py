@@ -21,6 +21,8 @@ from .rig import SERVERS, Rig
 from .wire import ALL, WIRES
 
 _WARM_UP = 20
+# Messages of a run, however slow.
+_FEWEST = 5
 # Messages/s at which Nchan's latency is the goal.
 _GOAL_AT = 100.0
 # SockJS is STOMP in JSON; the rest of its way is the same.
@@ -38,7 +40,7 @@ def measure(bench: Bench) -> Iterator[Row]:
             for rig in pair:
                 rig.open(wire, plan.subscribers)
             for rate in plan.rates:
-                messages = max(10, int(rate * plan.paced))
+                messages = max(_FEWEST, int(rate * plan.paced))
                 # In turns, as the fan-out; the medians of the rounds.
                 rounds = [
                     [rig.latency(rate, messages, plan.size) for rig in pair]
@@ -67,7 +69,7 @@ def _beside(bench: Bench, peer: Peer) -> Iterator[Row]:
         for crowd, port, name in zip(crowds, ports, (peer.wire, wire), strict=True):
             crowd.open(port, name, plan.subscribers)
         for rate in plan.rates:
-            messages = max(10, int(rate * plan.paced))
+            messages = max(_FEWEST, int(rate * plan.paced))
             rounds: list[list[Latency]] = []
             try:
                 for crowd, publisher in zip(crowds, publishers, strict=True):

@@ -6,7 +6,17 @@ from collections.abc import Iterable, Sequence
 
 from .figures import Curve, Figures, Row
 
-_HEAD = ("measurement", "transport", "unit", "beside", "its figure", "gateway", "ratio", "goal")
+_HEAD = (
+    "measurement",
+    "transport",
+    "unit",
+    "beside",
+    "its figure",
+    "gateway",
+    "ratio",
+    "goal",
+    "met",
+)
 # The columns of text; those of numbers stand to the right.
 _TEXT = 4
 
@@ -15,11 +25,20 @@ def table(figures: Figures) -> str:
     """Return all rows, the last point of each curve, and who was missing."""
     rows = [_cells(row) for row in figures.rows]
     rows += [cells for curve in figures.curves for cells in _curve(curve)]
-    lines = [figures.machine, "", *_lines([_HEAD, *rows])]
+    lines = [figures.machine, "", *_goals(figures.rows), *_lines([_HEAD, *rows])]
     if figures.missing:
         lines += ["", "Not on this machine, hence not in the table:", ""]
         lines += [f"- {text}" for text in figures.missing]
     return "\n".join(lines)
+
+
+def _goals(rows: Sequence[Row]) -> Iterable[str]:
+    """Yield how many goals were reached, in front of the figures themselves."""
+    asked = [row for row in rows if row.met is not None]
+    if asked:
+        reached = sum(1 for row in asked if row.met)
+        yield f"{reached} of {len(asked)} goals were met; the last column says which."
+        yield ""
 
 
 def _cells(row: Row) -> Sequence[str]:
@@ -31,8 +50,15 @@ def _cells(row: Row) -> Sequence[str]:
         "" if row.theirs is None else number(row.theirs),
         number(row.ours),
         "" if row.ratio is None else times(row.ratio),
-        "" if row.goal is None else f"≥ {times(row.goal)}",
+        _goal(row),
+        {None: "", True: "yes", False: "**no**"}[row.met],
     )
+
+
+def _goal(row: Row) -> str:
+    if row.bound is not None:
+        return f"{'≤' if row.cost else '≥'} {number(row.bound)}"
+    return "" if row.goal is None else f"≥ {times(row.goal)}"
 
 
 def _curve(curve: Curve) -> Iterable[Sequence[str]]:
@@ -48,6 +74,7 @@ def _curve(curve: Curve) -> Iterable[Sequence[str]]:
             others[0] if others else "",
             "" if theirs is None else number(theirs),
             number(ours),
+            "",
             "",
             "",
         )
