@@ -46,6 +46,8 @@ def main() -> int:
                 failures.append(f"{part.name}: {kind}{error}")
                 bench.report(f"failed: {failures[-1]}")
         figures.missing = bench.missing
+        figures.failed = failures
+        figures.seconds = bench.seconds
     print(table(figures))
     if arguments.json is not None:
         arguments.json.write_text(figures.json() + "\n")
@@ -54,7 +56,7 @@ def main() -> int:
         arguments.picture.write_text(svg, "utf-8")
     for failure in failures:
         print(f"benchmark failed: {failure}", file=sys.stderr)
-    if arguments.write and not failures:
+    if arguments.write:
         text = table(figures)
         if svg:
             PICTURE.write_text(svg, "utf-8")

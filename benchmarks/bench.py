@@ -20,6 +20,7 @@ from tests.support.servers import RabbitServer
 from .child import BenchmarkError
 from .owner import Owner
 from .plan import Plan
+from .rig import Run
 
 _SET_UP = "run scripts/test-servers.sh, which sets it up"
 
@@ -50,14 +51,21 @@ class Bench(Owner):
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.missing: list[str] = []
+        # What more than one part needs (topics.runs), by what it is.
+        self.rounds: dict[tuple[str, int, int, int], list[list[Run]]] = {}
         super().__init__()
         self._rabbit: Rabbit | None = None
         self._kafka: Kafka | None = None
         self._started = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """How long it has been going on."""
+        return time.monotonic() - self._started
+
     def report(self, what: str) -> None:
         """Say what is going on."""
-        print(f"{time.monotonic() - self._started:5.0f} s  {what}", file=sys.stderr, flush=True)
+        print(f"{self.seconds:5.0f} s  {what}", file=sys.stderr, flush=True)
 
     def lacks(self, name: str, how: str) -> None:
         """Note that somebody is not here, and how to add it."""

@@ -62,12 +62,16 @@ class Curve:
 
 @dataclass(slots=True)
 class Figures:
-    """Everything that one run found. missing: who was not there, and how to add it."""
+    """Everything that one run found. missing: who was not there, and how to add it. failed: parts
+    that ended before their end, and why. seconds: that it took.
+    """
 
     machine: str
     rows: list[Row] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
     def json(self) -> str:
         """Return them as JSON."""

@@ -282,7 +282,7 @@ class Receiver:
         }
         failed = ""
         while True:
-            # A line is written whole and answered before the next one comes.
+            # A line is answered before the next one comes.
             if not select.select([sys.stdin], [], [], 0)[0]:
                 try:
                     self._receive(-1)
@@ -291,9 +291,13 @@ class Receiver:
                     failed = failed or str(error)
                     self.close()
                 continue
-            line = os.read(sys.stdin.fileno(), 1 << 20)
-            if not line:
-                return
+            # A pipe holds less than the names of thousands of destinations.
+            line = b""
+            while not line.endswith(b"\n"):
+                piece = os.read(sys.stdin.fileno(), 1 << 20)
+                if not piece:
+                    return
+                line += piece
             command: dict[str, Any] = json.loads(line)
             name = command.pop("do")
             try:
