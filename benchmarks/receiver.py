@@ -36,7 +36,7 @@ from .wire import ALL, Turn
 _BUFFER = 256 * 1024
 _SAMPLE = 8
 # Bytes that a sample's stream may have, so that it fits in memory.
-_KEPT = 64 << 20
+KEPT = 64 << 20
 # Connections opened at a time; the listen queue holds more.
 _WAVE = 200
 # Seconds after which what has not come will not come, and after which nothing more will.
@@ -250,7 +250,7 @@ class Receiver:
         kept = self._kept.get(number)
         if kept is not None:
             kept += memoryview(buffer)[:size]
-            if len(kept) > _KEPT:
+            if len(kept) > KEPT:
                 raise ValueError("the run is too long to be checked")
         if self._stamped and count:
             self._take_stamp(number, size, count)
