@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import machine, picture
-from .bench import Bench
+from .bench import Bench, OutOfTime
 from .child import BenchmarkError
 from .figures import Curve, Figures, Row
 from .parts import PARTS, Part
@@ -42,7 +42,8 @@ def main() -> int:
             try:
                 _run(part, bench, figures, arguments.patience or plan.patience)
             except Exception as error:  # noqa: BLE001 - a server's fault ends its part alone
-                kind = "" if isinstance(error, BenchmarkError) else f"{type(error).__name__}: "
+                ours = isinstance(error, BenchmarkError | OutOfTime)
+                kind = "" if ours else f"{type(error).__name__}: "
                 failures.append(f"{part.name}: {kind}{error}")
                 bench.report(f"failed: {failures[-1]}")
         figures.missing = bench.missing

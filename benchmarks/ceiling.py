@@ -63,7 +63,7 @@ def measure(bench: Bench) -> Iterator[Row]:
                 with peer.start(bench) as port, ExitStack() as own:
                     publisher = brokers.publisher(peer.publisher, port, own)
                     theirs = Climb(bench, peer.name, port, peer.wire, publisher).best(peer.first)
-            except BenchmarkError as error:
+            except (BenchmarkError, OSError, RuntimeError) as error:
                 # A peer's fault is no fault of ours, but it is said.
                 bench.lacks(f"{peer.name} over {ALL[peer.wire].title}", f"it failed: {error}")
                 continue

@@ -71,27 +71,36 @@ def _beside(bench: Bench, peer: Peer) -> Iterator[Row]:
         for rate in plan.rates:
             messages = max(_FEWEST, int(rate * plan.paced))
             rounds: list[list[Latency]] = []
+            sides = range(len(ports))
             try:
-                for crowd, publisher in zip(crowds, publishers, strict=True):
-                    _post(bench, crowd, publisher, rate, min(messages, _WARM_UP))
-                rounds += (
-                    [
-                        _post(bench, crowd, publisher, rate, messages)
-                        for crowd, publisher in zip(crowds, publishers, strict=True)
-                    ]
-                    for _ in range(plan.rounds)
-                )
-            except BenchmarkError as error:
-                bench.lacks(f"{ALL[peer.wire].title} at {rate:g} messages/s", str(error))
+                # The first round is a short one, so that what happens once is not measured.
+                for count in (min(messages, _WARM_UP), *[messages] * plan.rounds):
+                    rounds.append(
+                        [_post(bench, crowds[n], publishers[n], rate, count, n > 0) for n in sides]
+                    )
+            except _PeerFailed as error:
+                bench.lacks(f"{peer.name}, {ALL[peer.wire].title}, {rate:g} messages/s", str(error))
                 return
+            del rounds[0]
             theirs, ours = (_median([each[side] for each in rounds]) for side in (0, 1))
             yield from _rows(bench, rate, wire, f"{peer.name}, both by POST", theirs, ours)
 
 
-def _post(bench: Bench, crowd: Crowd, publisher: Child, rate: float, messages: int) -> Latency:
-    crowd.begin(stamped=True)
-    publisher.do("pace", rate=rate, messages=messages, size=bench.plan.size)
-    latency = crowd.finish(messages, messages).latency
+class _PeerFailed(Exception):
+    """A peer lost a message; the gateway's own failures are another matter."""
+
+
+def _post(
+    bench: Bench, crowd: Crowd, publisher: Child, rate: float, messages: int, is_ours: bool
+) -> Latency:
+    try:
+        crowd.begin(stamped=True)
+        publisher.do("pace", rate=rate, messages=messages, size=bench.plan.size)
+        latency = crowd.finish(messages, messages).latency
+    except BenchmarkError as error:
+        if is_ours:
+            raise
+        raise _PeerFailed(str(error)) from None
     assert latency is not None
     return latency
 
