@@ -57,7 +57,7 @@ def runs(
     key = (wire, count, topics, subscriptions)
     if key in bench.rounds:
         return bench.rounds[key]
-    made = bench.rounds[key] = []
+    made: list[list[Run]] = []
     with Rig(SERVERS[0]) as null, Rig(SERVERS[1]) as ours:
         for rig in (null, ours):
             rig.open(wire, count, topics=topics, subscriptions=subscriptions)
@@ -65,6 +65,7 @@ def runs(
         ours.fan_out(0.0, 1, plan.size)
         for _ in range(plan.rounds):
             made.append([rig.fan_out(plan.seconds, _BATCH, plan.size) for rig in (null, ours)])
+    bench.rounds[key] = made
     return made
 
 
