@@ -12,10 +12,13 @@ are noisy. Servers and receivers are processes of their own.
     null_server  gateway_server  aiohttp_server   the servers
     producer          publishes inside a server, batch by batch, paced by the slowest subscriber
     amqp_publisher  kafka_publisher  http_publisher  stomp_clients   publishers outside
+    climb             the rate that a server holds with a publisher outside it
+    owner             what the contexts have in common
     rig  latencies    a server with its crowd; how long messages took
     peers             whom a user would pick instead; node/ has the bridges
     plan  bench       how much of everything; one run, with the brokers that parts share
-    fanout  ceiling  latency  topics  connections  idle  ingest  growth   the parts, listed in parts
+    fanout  ceiling  latency  topics  connections  idle  ingest  workers  growth
+                      the parts, listed in parts
     figures  table  picture  machine   the output
     durable           on its own: what the embedded broker's data directory costs a publisher
     sleeper/          on its own: what clients that sleep cost the gateway and the others

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import machine, picture
-from .bench import Bench
+from .bench import Bench, OutOfTime
 from .child import BenchmarkError
 from .figures import Curve, Figures, Row
 from .parts import PARTS, Part
@@ -41,10 +41,14 @@ def main() -> int:
         for part in chosen:
             try:
                 _run(part, bench, figures, arguments.patience or plan.patience)
-            except BenchmarkError as error:
-                failures.append(f"{part.name}: {error}")
+            except Exception as error:  # noqa: BLE001 - a server's fault ends its part alone
+                ours = isinstance(error, BenchmarkError | OutOfTime)
+                kind = "" if ours else f"{type(error).__name__}: "
+                failures.append(f"{part.name}: {kind}{error}")
                 bench.report(f"failed: {failures[-1]}")
         figures.missing = bench.missing
+        figures.failed = failures
+        figures.seconds = bench.seconds
     print(table(figures))
     if arguments.json is not None:
         arguments.json.write_text(figures.json() + "\n")
@@ -53,7 +57,7 @@ def main() -> int:
         arguments.picture.write_text(svg, "utf-8")
     for failure in failures:
         print(f"benchmark failed: {failure}", file=sys.stderr)
-    if arguments.write and not failures:
+    if arguments.write:
         text = table(figures)
         if svg:
             PICTURE.write_text(svg, "utf-8")

@@ -6,10 +6,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
 
 import pytest
 
@@ -18,14 +17,15 @@ from tests.support.processes import free_port
 from tests.support.rabbit_installation import VERSIONS, RabbitInstallation
 from tests.support.servers import RabbitServer
 
-from .child import BenchmarkError
+from .owner import Owner
 from .plan import Plan
+from .rig import Run
 
 _SET_UP = "run scripts/test-servers.sh, which sets it up"
 
 
-class OutOfTime(BenchmarkError):
-    """A part took longer than it may."""
+class OutOfTime(Exception):
+    """A part took longer than it may; no BenchmarkError, which a peer is forgiven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +44,27 @@ class Rabbit:
         return f"RabbitMQ {self.server.version}"
 
 
-class Bench:
+class Bench(Owner):
     """`with Bench(plan) as bench:`; what it started is gone afterwards."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.missing: list[str] = []
-        self._stack = ExitStack()
+        # What more than one part needs (topics.runs), by what it is.
+        self.rounds: dict[tuple[str, int, int, int], list[list[Run]]] = {}
+        super().__init__()
         self._rabbit: Rabbit | None = None
         self._kafka: Kafka | None = None
         self._started = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """How long it has been going on."""
+        return time.monotonic() - self._started
+
     def report(self, what: str) -> None:
         """Say what is going on."""
-        print(f"{time.monotonic() - self._started:5.0f} s  {what}", file=sys.stderr, flush=True)
+        print(f"{self.seconds:5.0f} s  {what}", file=sys.stderr, flush=True)
 
     def lacks(self, name: str, how: str) -> None:
         """Note that somebody is not here, and how to add it."""
@@ -114,14 +121,3 @@ class Bench:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()

@@ -12,10 +12,11 @@ import resource
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
+
+from .owner import Owner
 
 Answer = dict[str, Any]
 Commands = dict[str, Callable[..., Awaitable[Answer]]]
@@ -53,10 +54,11 @@ def usage() -> Answer:
     return {"cpu": used.ru_utime + used.ru_stime, "rss": psutil.Process().memory_info().rss}
 
 
-class Child:
+class Child(Owner):
     """A running child: `with Child("null_server") as server: server.do("usage")`."""
 
     def __init__(self, module: str, *arguments: str) -> None:
+        super().__init__()
         self._module = module
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.{module}", *arguments],
@@ -65,6 +67,7 @@ class Child:
             text=True,
             bufsize=1,
         )
+        self._stack.callback(self._end)
 
     def send(self, name: str, **arguments: object) -> None:
         """Give a command; its answer is fetched with `answer`."""
@@ -105,18 +108,10 @@ class Child:
         self._process.kill()
         self._process.wait()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _end(self) -> None:
+        """End its input, which ends a child; one that hangs is killed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        # The end of its input ends a child; one that hangs is killed.
         self._process.stdin.close()
         try:
             self._process.wait(5)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from .child import Answer, BenchmarkError, Child
 from .latencies import Latency, merged
+from .owner import Owner
 
 # One core is the server's; more than four are never needed.
 RECEIVERS = max(1, min(4, (os.cpu_count() or 1) - 1))
@@ -26,11 +24,11 @@ class Received:
     latency: Latency | None
 
 
-class Crowd:
+class Crowd(Owner):
     """`with Crowd() as crowd: crowd.open(port, "ws", 1000)`."""
 
     def __init__(self, receivers: int = RECEIVERS) -> None:
-        self._stack = ExitStack()
+        super().__init__()
         self._receivers = [self._stack.enter_context(Child("receiver")) for _ in range(receivers)]
         self._stamped = False
 
@@ -91,14 +89,3 @@ class Crowd:
         if failed is not None:
             raise failed
         return answers
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()

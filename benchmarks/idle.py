@@ -21,16 +21,16 @@ def measure(bench: Bench) -> Iterator[Row]:
     for wire in bench.plan.wires:
         bench.report(f"{count:,} idle connections, {WIRES[wire].title}")
         null, gateway = (per_connection(server, wire, count) / 1000 for server in SERVERS)
-        goal = _GOALS.get(wire)
         yield Row(
             "idle",
-            f"{count:,} idle connections" + (f" (goal {goal:g} KB)" if goal else ""),
+            f"{count:,} idle connections",
             WIRES[wire].title,
             "KB/connection",
             "null server",
             null,
             gateway,
             cost=True,
+            bound=_GOALS.get(wire),
         )
 
 

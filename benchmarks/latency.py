@@ -21,6 +21,8 @@ from .rig import SERVERS, Rig
 from .wire import ALL, WIRES
 
 _WARM_UP = 20
+# Messages of a run, however slow.
+_FEWEST = 5
 # Messages/s at which Nchan's latency is the goal.
 _GOAL_AT = 100.0
 # SockJS is STOMP in JSON; the rest of its way is the same.
@@ -38,7 +40,7 @@ def measure(bench: Bench) -> Iterator[Row]:
             for rig in pair:
                 rig.open(wire, plan.subscribers)
             for rate in plan.rates:
-                messages = max(10, int(rate * plan.paced))
+                messages = max(_FEWEST, int(rate * plan.paced))
                 # In turns, as the fan-out; the medians of the rounds.
                 rounds = [
                     [rig.latency(rate, messages, plan.size) for rig in pair]
@@ -67,29 +69,38 @@ def _beside(bench: Bench, peer: Peer) -> Iterator[Row]:
         for crowd, port, name in zip(crowds, ports, (peer.wire, wire), strict=True):
             crowd.open(port, name, plan.subscribers)
         for rate in plan.rates:
-            messages = max(10, int(rate * plan.paced))
+            messages = max(_FEWEST, int(rate * plan.paced))
             rounds: list[list[Latency]] = []
+            sides = range(len(ports))
             try:
-                for crowd, publisher in zip(crowds, publishers, strict=True):
-                    _post(bench, crowd, publisher, rate, min(messages, _WARM_UP))
-                rounds += (
-                    [
-                        _post(bench, crowd, publisher, rate, messages)
-                        for crowd, publisher in zip(crowds, publishers, strict=True)
-                    ]
-                    for _ in range(plan.rounds)
-                )
-            except BenchmarkError as error:
-                bench.lacks(f"{ALL[peer.wire].title} at {rate:g} messages/s", str(error))
+                # The first round is a short one, so that what happens once is not measured.
+                for count in (min(messages, _WARM_UP), *[messages] * plan.rounds):
+                    rounds.append(
+                        [_post(bench, crowds[n], publishers[n], rate, count, n > 0) for n in sides]
+                    )
+            except _PeerFailed as error:
+                bench.lacks(f"{peer.name}, {ALL[peer.wire].title}, {rate:g} messages/s", str(error))
                 return
+            del rounds[0]
             theirs, ours = (_median([each[side] for each in rounds]) for side in (0, 1))
             yield from _rows(bench, rate, wire, f"{peer.name}, both by POST", theirs, ours)
 
 
-def _post(bench: Bench, crowd: Crowd, publisher: Child, rate: float, messages: int) -> Latency:
-    crowd.begin(stamped=True)
-    publisher.do("pace", rate=rate, messages=messages, size=bench.plan.size)
-    latency = crowd.finish(messages, messages).latency
+class _PeerFailed(Exception):
+    """A peer lost a message; the gateway's own failures are another matter."""
+
+
+def _post(
+    bench: Bench, crowd: Crowd, publisher: Child, rate: float, messages: int, is_ours: bool
+) -> Latency:
+    try:
+        crowd.begin(stamped=True)
+        publisher.do("pace", rate=rate, messages=messages, size=bench.plan.size)
+        latency = crowd.finish(messages, messages).latency
+    except BenchmarkError as error:
+        if is_ours:
+            raise
+        raise _PeerFailed(str(error)) from None
     assert latency is not None
     return latency
 

@@ -15,7 +15,7 @@ from queuecast.server.connection import WRITE_BUFFER
 from queuecast.server.listener import BACKLOG, raise_open_files
 
 from . import child, message
-from .producer import as_fast_as_possible, at_a_rate
+from .producer import as_fast_as_possible, at_a_rate, most
 from .wire import WIRES
 
 # What a client says, and after which of it the client is subscribed.
@@ -84,7 +84,9 @@ class NullServer:
         async def publish(first: int) -> None:
             self.write(data)
 
-        made = await as_fast_as_possible(publish, lambda: self.paused > 0, seconds, batch)
+        made = await as_fast_as_possible(
+            publish, lambda: self.paused > 0, seconds, batch, most(size)
+        )
         return {**made, "cycle": batch}
 
     async def pace(self, wire: str, rate: float, messages: int, size: int) -> child.Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from . import ceiling, connections, fanout, growth, idle, ingest, latency, topics
+from . import ceiling, connections, fanout, growth, idle, ingest, latency, topics, workers
 from .bench import Bench
 from .figures import Curve, Row
 
@@ -25,16 +25,17 @@ class Part:
 
 
 PARTS = (
-    Part("fanout", "deliveries/s and their cost beside the null server", fanout.measure, 120, True),
+    Part("fanout", "deliveries/s and their cost beside the null server", fanout.measure, 110, True),
     Part(
-        "ceiling", "deliveries/s until latency passes a second, beside peers", ceiling.measure, 400
+        "ceiling", "deliveries/s until latency passes a second, beside peers", ceiling.measure, 300
     ),
-    Part("latency", "publish to receipt at fixed rates", latency.measure, 150, True),
-    Part("topics", "many destinations", topics.measure, 180),
-    Part("connections", "connects/s, and everybody back after a restart", connections.measure, 180),
-    Part("idle", "memory of idle connections", idle.measure, 120, True),
-    Part("ingest", "messages/s from brokers and clients", ingest.measure, 180),
+    Part("latency", "publish to receipt at fixed rates", latency.measure, 180, True),
+    Part("topics", "many destinations", topics.measure, 120),
+    Part("connections", "connects/s, and everybody back after a restart", connections.measure, 110),
+    Part("idle", "memory of idle connections", idle.measure, 80, True),
+    Part("ingest", "messages/s from brokers and clients", ingest.measure, 110),
+    Part("workers", "several processes beside one", workers.measure, 90),
     Part(
-        "growth", "curves over subscribers, destinations, bindings and sizes", growth.measure, 300
+        "growth", "curves over subscribers, destinations, bindings and sizes", growth.measure, 220
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import cycle
 
 from .figures import Curve, Point
 
@@ -28,7 +29,7 @@ text { fill: #ddd } .page { fill: #0d1117 } .frame { stroke: #555 } .grid { stro
 .s0 { stroke: #58a6ff; fill: #58a6ff } .s1 { stroke: #999; fill: #999 }
 .s2 { stroke: #f0883e; fill: #f0883e } .s3 { stroke: #56d364; fill: #56d364 }
 }"""
-_COLOURS = 4
+_OF_NULL, _OTHERS = "s1", ("s0", "s2", "s3")
 
 
 def draw(curves: Sequence[Curve]) -> str:
@@ -102,8 +103,10 @@ def _plot(curve: Curve) -> Iterator[str]:
         f"{escape(curve.x)}</text>"
     )
     legend = float(_LEFT)
-    for place, (name, series) in enumerate(curve.series.items()):
-        colour = f"s{place % _COLOURS}"
+    others = cycle(_OTHERS)
+    for name, series in curve.series.items():
+        # The null server has the same colour in every plot.
+        colour = _OF_NULL if name.startswith("null server") else next(others)
         yield from _line(series, across, up, bottom, colour)
         yield f'<rect class="{colour}" x="{legend}" y="{bottom + 38}" width="10" height="10"/>'
         yield f'<text x="{legend + 14}" y="{bottom + 47}">{escape(name)}</text>'

@@ -16,13 +16,25 @@ from .child import Answer, usage
 # meanwhile, so nobody runs dry.
 _LOOK_AGAIN = 0.001
 
+# Bytes that one subscriber may get in a run, because the streams of some are kept and checked; and
+# what a message has around its body at most.
+_STREAM = 48 << 20
+_FRAMING = 250
+
 Publish = Callable[[int], Awaitable[None]]
 
 
+def most(size: int, subscriptions: int = 1) -> int:
+    """Return how many messages of a size a run may have for each subscription of a connection."""
+    return max(1, _STREAM // (size + _FRAMING) // subscriptions)
+
+
 async def as_fast_as_possible(
-    publish: Publish, is_held: Callable[[], bool], seconds: float, batch: int
+    publish: Publish, is_held: Callable[[], bool], seconds: float, batch: int, bound: int
 ) -> Answer:
     """Publish for some seconds. publish: a batch, given the number of its first message.
+
+    bound: messages after which the run is over before its time.
 
     Returns the messages published and the start (monotonic seconds).
     """
@@ -30,7 +42,7 @@ async def as_fast_as_possible(
     before = usage()["cpu"]
     deadline = started + seconds
     messages = 0
-    while not messages or time.monotonic() < deadline:
+    while not messages or (messages < bound and time.monotonic() < deadline):
         if is_held():
             await asyncio.sleep(_LOOK_AGAIN)
             continue

@@ -36,7 +36,7 @@ from .wire import ALL, Turn
 _BUFFER = 256 * 1024
 _SAMPLE = 8
 # Bytes that a sample's stream may have, so that it fits in memory.
-_KEPT = 64 << 20
+KEPT = 64 << 20
 # Connections opened at a time; the listen queue holds more.
 _WAVE = 200
 # Seconds after which what has not come will not come, and after which nothing more will.
@@ -250,7 +250,7 @@ class Receiver:
         kept = self._kept.get(number)
         if kept is not None:
             kept += memoryview(buffer)[:size]
-            if len(kept) > _KEPT:
+            if len(kept) > KEPT:
                 raise ValueError("the run is too long to be checked")
         if self._stamped and count:
             self._take_stamp(number, size, count)
@@ -282,7 +282,7 @@ class Receiver:
         }
         failed = ""
         while True:
-            # A line is written whole and answered before the next one comes.
+            # A line is answered before the next one comes.
             if not select.select([sys.stdin], [], [], 0)[0]:
                 try:
                     self._receive(-1)
@@ -291,9 +291,13 @@ class Receiver:
                     failed = failed or str(error)
                     self.close()
                 continue
-            line = os.read(sys.stdin.fileno(), 1 << 20)
-            if not line:
-                return
+            # A pipe holds less than the names of thousands of destinations.
+            line = b""
+            while not line.endswith(b"\n"):
+                piece = os.read(sys.stdin.fileno(), 1 << 20)
+                if not piece:
+                    return
+                line += piece
             command: dict[str, Any] = json.loads(line)
             name = command.pop("do")
             try:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from .child import BenchmarkError, Child
 from .crowd import RECEIVERS, Crowd
 from .latencies import Latency
+from .owner import Owner
 
 SERVERS = ("null_server", "gateway_server")
 # Seconds that a server has to notice that its clients have left.
@@ -32,13 +30,13 @@ class Run:
     bytes: float
 
 
-class Rig:
+class Rig(Owner):
     """A server, and the processes with its subscribers."""
 
     def __init__(self, server: str, *arguments: str, receivers: int = RECEIVERS) -> None:
         """server: one of SERVERS, with its arguments."""
         self.name = server
-        self._stack = ExitStack()
+        super().__init__()
         self._receivers = receivers
         self.server = self._stack.enter_context(Child(server, *arguments))
         self.crowd = self._stack.enter_context(Crowd(receivers))
@@ -137,14 +135,3 @@ class Rig:
         latency = self.crowd.finish(made["messages"], made["cycle"]).latency
         assert latency is not None
         return latency
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()

@@ -126,7 +126,7 @@ def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
             )
         else:
             # The value is checked with all the others, so that errors read alike.
-            metavar = each.key.upper()
+            metavar = f"{{{','.join(each.choices)}}}" if each.choices else each.key.upper()
             parser.add_argument(each.flag, dest=each.path, metavar=metavar, help=help)
 
 

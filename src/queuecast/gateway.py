@@ -331,6 +331,12 @@ class Gateway:
                     return
                 if self.runtime.now() + delay > deadline:
                     raise
+                logger.warning(
+                    "%s is away, trying for %.0f s more: %s",
+                    self.broker.name,
+                    deadline - self.runtime.now(),
+                    error,
+                )
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _LAST_RETRY)
             else:

@@ -142,7 +142,9 @@ class Start:
             return cls("since", position=Position.parse(since))
         if last:
             if not last.isascii() or not last.isdigit() or len(last) > 9:
-                raise BadPosition(f"last={last[:32]!r} is not a count", "give a number from 0")
+                raise BadPosition(
+                    f"last={last[:32]!r} is not a count", "give a number from 0 to 999999999"
+                )
             count = int(last)
             return cls("last", count=count) if count else LIVE
         return LIVE

@@ -71,8 +71,10 @@ async def test_queue_that_was_configured_is_used_as_it_is(
 async def test_named_queue_must_exist(
     broker: Broker, name: str, consume: Consume, prefix: str
 ) -> None:
-    with pytest.raises(Unroutable):
+    with pytest.raises(Unroutable) as caught:
         await broker.publish(D(prefix + name), b"1")
+    assert name in caught.value.text
+    assert f'[[queue]] name = "{name}"' in caught.value.hint
     await broker.publish(D(prefix + name), b"1", mandatory=False)
     await broker.declare(queues=[passing(name)])
     await broker.publish(D(prefix + name), b"2")

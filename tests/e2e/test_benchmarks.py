@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,12 +12,14 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import message, picture
+from benchmarks import message, picture, receiver
 from benchmarks.bench import Bench, OutOfTime
-from benchmarks.figures import Curve, Figures, Row
+from benchmarks.child import Child
+from benchmarks.figures import Curve, Figures, Point, Row
 from benchmarks.latencies import Latencies, merged
-from benchmarks.parts import PARTS
+from benchmarks.parts import PARTS, Part
 from benchmarks.plan import QUICK
+from benchmarks.producer import most
 from benchmarks.streams import check
 from benchmarks.table import table
 from benchmarks.wire import WIRES
@@ -25,7 +27,7 @@ from tests.support.rabbit_installation import RabbitInstallation
 
 ROOT = Path(__file__).parent.parent.parent
 # Parts that start brokers of their own.
-WITH_BROKERS = ("ceiling", "latency", "topics", "ingest")
+WITH_BROKERS = ("ceiling", "latency", "topics", "ingest", "workers")
 
 
 def run(tmp_path: Path, only: Iterable[str]) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def test_quick_parts_without_brokers(tmp_path: Path) -> None:
     assert {row["beside"] for row in connections} >= {"null server", "aiohttp"}
     assert len(found["curves"]) >= 6
     for curve in found["curves"]:
-        assert curve["series"]["gateway" if "gateway" in curve["series"] else "p50"]
+        assert any(name.startswith("gateway") for name in curve["series"])
 
 
 @pytest.mark.rabbitmq
@@ -84,6 +86,9 @@ def test_quick_parts_with_brokers(tmp_path: Path) -> None:
     assert any("one queue with" in row["what"] for row in rows(found, "topics"))
     ways = {row["transport"].partition(", ")[2] for row in rows(found, "ingest")}
     assert {"classic queue", "stream"} <= ways
+    units = {row["unit"] for row in rows(found, "workers")}
+    assert units >= {"deliveries/s", "CPU µs/delivery", "connects/s", "publishes/s", "ms", "MB"}
+    assert {row["beside"] for row in rows(found, "workers")} == {"one process"}
 
 
 def test_what_durability_costs() -> None:
@@ -115,6 +120,43 @@ def test_nothing_is_no_latency() -> None:
         merged([Latencies().summary()])
 
 
+def test_a_command_may_be_longer_than_a_pipe() -> None:
+    with Child("receiver") as child:
+        names = [f"/topic/{number:07}" for number in range(20_000)]
+        answer = child.do("open", port=1, wire="ws", count=0, destinations=names)
+        assert answer["started"] <= answer["ended"]
+
+
+@pytest.mark.parametrize("wire", list(WIRES))
+def test_a_run_is_short_enough_to_be_checked(wire: str) -> None:
+    for size in (16, 100, 1_000_000):
+        each = len(WIRES[wire].ready_made([message.body(0, size)]))
+        assert most(size) * each <= receiver.KEPT
+
+
+def test_a_part_that_fails_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(bench: Bench) -> Iterator[Row]:
+        yield Row("fails", "what was found", "", "s", "", None, 1.0)
+        raise RuntimeError("the broker is gone")
+
+    def works(bench: Bench) -> Iterator[Row]:
+        yield Row("works", "what follows", "", "s", "", None, 2.0)
+
+    page = tmp_path / "page.md"
+    page.write_text(f"{command.BEGIN}\n{command.END}\n")
+    parts = (Part("fails", "", fails, 60), Part("works", "", works, 60))
+    monkeypatch.setattr(command, "PARTS", parts)
+    monkeypatch.setattr(command, "PAGE", page)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--write", "--only", "fails,works"])
+    assert command.main() == 1
+    assert "fails: RuntimeError: the broker is gone" in capsys.readouterr().err
+    text = page.read_text()
+    for found in ("what was found", "what follows", "- fails: RuntimeError: the broker is gone"):
+        assert found in text
+
+
 def test_a_part_that_takes_too_long_ends() -> None:
     bench = Bench(QUICK)
     with pytest.raises(OutOfTime, match=r"sleeper took longer than 0\.05 s"):  # noqa: SIM117
@@ -129,16 +171,47 @@ class TestTable:
         alone = Row("fanout", "alone", "", "messages/s", "", None, 12_345.0)
         text = table(Figures("a machine", [fast, dear, alone], missing=["Peer: how"]))
         assert "a machine" in text
-        assert "150% | ≥ 3.00 × |" in text
+        assert "150% | ≥ 3 × | **no** |" in text
         assert " 25% |" in text
         assert "12,345" in text
         assert "- Peer: how" in text
 
+    @pytest.mark.parametrize(
+        ("row", "met"),
+        [
+            (Row("p", "", "", "", "peer", 10.0, 20.0, goal=2.0), True),
+            (Row("p", "", "", "", "peer", 10.0, 19.0, goal=2.0), False),
+            (Row("p", "", "", "", "peer", 10.0, 30.0, cost=True, goal=1 / 3), True),
+            (Row("p", "", "", "", "peer", 10.0, 31.0, cost=True, goal=1 / 3), False),
+            (Row("p", "", "", "", "", None, 3.0, cost=True, bound=3.0), True),
+            (Row("p", "", "", "", "peer", 1.0, 3.1, cost=True, bound=3.0), False),
+            (Row("p", "", "", "", "", None, 40_000.0, bound=40_000.0), True),
+            (Row("p", "", "", "", "", None, 39_999.0, bound=40_000.0), False),
+            (Row("p", "", "", "", "peer", 10.0, 20.0), None),
+            (Row("p", "", "", "", "peer", None, 20.0, goal=2.0), None),
+        ],
+    )
+    def test_knows_what_was_met(self, row: Row, met: bool | None) -> None:
+        assert row.met is met
+        text = table(Figures("a machine", [row]))
+        assert ("1 of 1 goals" in text) == (met is True)
+        assert ("**no**" in text) == ("0 of 1 goals" in text) == (met is False)
+
     def test_has_the_ends_of_a_curve(self) -> None:
         curve = Curve("growth", "Cost", "subscribers", "µs", {"gateway": [(1, 2.0), (1000, 3.0)]})
         text = table(Figures("a machine", curves=[curve]))
-        assert "Cost, subscribers 1.00" in text
+        assert "Cost, subscribers 1 " in text
         assert "Cost, subscribers 1,000" in text
+
+    def test_keeps_the_gateway_apart_from_the_null_server(self) -> None:
+        of: dict[str, list[Point]] = {"gateway p50": [(1, 2.0)], "gateway p99": [(1, 5.0)], "null server p99": [(1, 7.0)]}
+        text = table(Figures("a machine", curves=[Curve("growth", "L", "x", "ms", of)]))
+        cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+        found = [line[1:7] for line in cells if line[1:2] and line[1].startswith("**growth**")]
+        assert found == [
+            ["**growth** L, x 1: p50", "", "ms", "", "", "2"],
+            ["**growth** L, x 1: p99", "", "ms", "null server", "7", "5"],
+        ]
 
     def test_takes_the_place_of_the_last_one(self, tmp_path: Path) -> None:
         page = tmp_path / "page.md"
@@ -158,6 +231,16 @@ class TestPicture:
         texts = {each.text for each in svg.iter("{http://www.w3.org/2000/svg}text")}
         assert {"<1>", "<5>", "<7000>", "gateway", "null"} <= texts
         assert "prefers-color-scheme: dark" in picture.draw(curves)
+
+    def test_gives_the_null_server_one_colour(self) -> None:
+        for series in (
+            ["gateway", "null server"],
+            ["gateway p50", "gateway p99", "null server p9"],
+        ):
+            curve = Curve("growth", "t", "x", "y", {name: [(1, 1.0)] for name in series})
+            svg = ElementTree.fromstring(picture.draw([curve]))
+            lines = svg.iter("{http://www.w3.org/2000/svg}polyline")
+            assert [line.get("class") for line in lines] == [*("s0", "s2")[: len(series) - 1], "s1"]
 
     @pytest.mark.parametrize("curves", [[], [Curve("growth", "t", "x", "y", {"s": [(1, 0.0)]})]])
     def test_refuses_what_it_cannot_draw(self, curves: list[Curve]) -> None:

@@ -283,6 +283,10 @@ async def test_pages_look_right_in(
         assert (paper > ink) is (scheme == "light"), path
         await page.set_viewport_size({"width": 320, "height": 700})
         assert await page.evaluate("document.documentElement.scrollWidth") <= 320, path
+        for control in await page.locator("button, input, .status").all():
+            # A card that clips what it holds is no wider itself.
+            box = await control.bounding_box()
+            assert box is None or box["x"] + box["width"] <= 320, (path, await control.inner_text())
         await page.set_viewport_size({"width": 1100, "height": 760})
         if TAKE and path == "demo/dashboard":
             await page.wait_for_timeout(60_000)

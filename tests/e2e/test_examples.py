@@ -1,5 +1,6 @@
 """The examples do what they say."""
 
+import asyncio
 import functools
 import http.server
 import importlib.util
@@ -23,7 +24,7 @@ from queuecast.testing import RunningGateway, gateway
 from tests.support.servers import RabbitMQ
 
 if TYPE_CHECKING:
-    from playwright.async_api import Page
+    from playwright.async_api import Page, Route
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -139,6 +140,25 @@ async def test_the_articles_script_reaches_the_page(
         done = run("progress_worker.py", AMQP_URL=rabbit.url)
         assert (done.returncode, done.stderr) == (0, "")
         await page.get_by_text("[disk.info] Hello World!333").wait_for()
+
+
+@pytest.mark.browser
+async def test_the_page_opens_again_after_a_proxys_502(page: "Page", site: str) -> None:
+    answers = [502]
+
+    async def answer(route: "Route") -> None:
+        if answers:
+            await route.fulfill(status=answers.pop())
+        else:
+            await route.continue_()
+
+    with gateway(exchange=[{"name": "rabbitmq", "type": "topic"}]) as running:
+        await page.route("**/sse/**", answer)
+        await page.goto(f"{site}/page.html?gateway={running.url}")
+        await page.wait_for_function("events.readyState === EventSource.OPEN")
+        assert not answers
+        await asyncio.to_thread(running.publish, "/exchange/rabbitmq/zjj", "live again")
+        await page.get_by_text("live again").wait_for()
 
 
 def test_code_in_the_readme_is_the_examples() -> None:

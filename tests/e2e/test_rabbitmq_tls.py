@@ -83,3 +83,8 @@ async def test_tls_with_a_ca_file(rabbit: RabbitMQ, certificate: Path) -> None:
             async with started(url):
                 raise AssertionError("the certificate is nobody's")
         assert "cafile" in str(caught.value)
+        elsewhere = url.replace("@localhost", "@127.0.0.1")
+        with pytest.raises(Refused) as caught:
+            async with started(f"{elsewhere}?cafile={certificate}"):
+                raise AssertionError("the certificate is another host's")
+        assert "a name that the certificate has" in caught.value.hint

@@ -146,3 +146,15 @@ def test_a_throttle_says_what_it_left_out(caplog: Any) -> None:
         "refused",
         "refused (and 3 more since the last such line)",
     ]
+
+
+def test_a_throttle_lets_no_refusal_hide_another(caplog: Any) -> None:
+    import logging
+
+    throttle = Throttle(logging.getLogger("test"), 5.0, lambda: 0.0)
+    throttle.warning("refused: Host")
+    throttle.warning("refused: Origin")
+    assert [record.message for record in caplog.records] == ["refused: Host", "refused: Origin"]
+    for number in range(1000):
+        throttle.warning(f"refused: {number}")
+    assert len(caplog.records) < 10

@@ -333,8 +333,8 @@ async def test_a_refusal_by_the_rules_logs_the_line_to_add(
 async def test_odd_targets_are_answered() -> None:
     async with running() as house:
         for line, expected in (
-            ("OPTIONS *", 405),
-            ("CONNECT localhost:80", 405),
+            ("OPTIONS *", 404),
+            ("CONNECT localhost:80", 404),
             ("GET http://localhost", 200),
             ("GET http://evil.example/", 403),
             ("GET /%", 404),
@@ -362,8 +362,9 @@ async def test_wrong_methods_and_addresses() -> None:
             assert f"\r\nAllow: {allowed}\r\n" in head
             assert f"Access-Control-Allow-Origin: {ORIGIN[8:]}" in head
         for target in ("/nothing", "/ssee", "/topic/a", "//sse/topic/a", "/publish.html"):
-            status, _, problem = await ask(house, request("GET", target))
-            assert (status, problem["code"]) == (404, "not_found"), target
+            for method in ("GET", "POST"):
+                status, _, problem = await ask(house, request(method, target))
+                assert (status, problem["code"]) == (404, "not_found"), (method, target)
 
 
 async def test_health_and_the_plain_page() -> None:

@@ -107,5 +107,6 @@ def test_start(since: str | None, last: str | None, start: Start) -> None:
 
 @pytest.mark.parametrize("last", ["-1", "1.5", "x", "²", "١", "1" * 10, " 1"])
 def test_last_is_a_count(last: str) -> None:
-    with pytest.raises(BadPosition, match="count"):
+    with pytest.raises(BadPosition, match="count") as caught:
         Start.parse(None, last)
+    assert "0 to 999999999" in caught.value.hint

@@ -28,15 +28,17 @@ _SINGLE: Final = frozenset({"host", "content-length", "transfer-encoding", "sec-
 _FIRST_BYTES: Final = frozenset(b"!#$%&'*+.^_`|~-0123456789") | frozenset(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
+_RAISE_HEAD: Final = "limits.head raises it"
 
 
 class HeadError(Exception):
-    """No request head that can be served: the status to answer, and why."""
+    """No request head that can be served: the status to answer, why, and what to do about it."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, hint: str = "") -> None:
         super().__init__(text)
         self.status = status
         self.text = text
+        self.hint = hint
 
 
 class RequestHead(msgspec.Struct, frozen=True):
@@ -107,8 +109,8 @@ class HeadParser:
             raise self._failed(400, "lines end in CR LF")
         if (end or size) > limit:
             if buffer.find(b"\n", start, limit) < 0:
-                raise self._failed(414, f"request line over {limit} bytes")
-            raise self._failed(431, f"request head over {limit} bytes")
+                raise self._failed(414, f"request line over {limit} bytes", _RAISE_HEAD)
+            raise self._failed(431, f"request head over {limit} bytes", _RAISE_HEAD)
         if not end:
             return None
         self._done = True
@@ -116,10 +118,10 @@ class HeadParser:
         self._buffer = bytearray()
         return self._read(raw, start, end)
 
-    def _failed(self, status: int, text: str) -> HeadError:
+    def _failed(self, status: int, text: str, hint: str = "") -> HeadError:
         self._done = True
         self._buffer = bytearray()
-        return HeadError(status, text)
+        return HeadError(status, text, hint)
 
     def _read(self, raw: bytes, start: int, end: int) -> RequestHead:
         line = _REQUEST_LINE.fullmatch(raw, start, raw.index(b"\r\n", start))
@@ -190,7 +192,8 @@ class _Collector:
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count += 1
         if self._count > self._max_headers:
-            self.failure = HeadError(431, f"more than {self._max_headers} headers")
+            text = f"more than {self._max_headers} headers"
+            self.failure = HeadError(431, text, "limits.headers raises it")
             return
         key = name.decode("ascii").lower()
         text = value.decode("latin-1").strip(" \t")

@@ -132,7 +132,7 @@ class Door(asyncio.Protocol):
         try:
             head = self._parser.receive_data(data)
         except HeadError as error:
-            self._refuse(error.status, "bad_request", error.text)
+            self._refuse(error.status, "bad_request", error.text, error.hint)
             return
         if head is None:
             return
@@ -208,11 +208,13 @@ class Door(asyncio.Protocol):
         text = f"the gateway has {sockets.limit} connections, that is its limit"
         self._refuse(503, "limit", text, retry=True)
 
-    def _refuse(self, status: int, code: str, text: str, *, retry: bool = False) -> None:
+    def _refuse(
+        self, status: int, code: str, text: str, hint: str = "", *, retry: bool = False
+    ) -> None:
         self._parser = None
         transport = self._transport
         headers = (("Retry-After", "5"),) if retry else ()
-        transport.write(answer(status, error_body(code, text, "", retry), headers))
+        transport.write(answer(status, error_body(code, text, hint, retry), headers))
         if not transport.can_write_eof():
             transport.close()
             return

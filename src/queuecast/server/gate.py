@@ -194,7 +194,8 @@ class Gate:
 
     def _report(self, error: QueuecastError) -> None:
         """Log a refusal with the configuration line that would allow it."""
-        hint = f": {error.hint}" if error.hint else ""
+        hint = f"; {'to allow it: ' if error.hint.startswith('[') else ''}{error.hint}"
+        hint = hint if error.hint else ""
         self._throttle.warning(f"refused: {error.text}{hint}")
 
 

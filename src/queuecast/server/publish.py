@@ -158,7 +158,9 @@ class Publisher:
             raise BadRequest("not an object", _BATCH_HINT)
         if not message.keys() <= _ENTRY:
             unknown = sorted(message.keys() - _ENTRY)
-            raise BadRequest(f"{unknown[0][:64]!r} is unknown", f"allowed are {sorted(_ENTRY)}")
+            raise BadRequest(
+                f"{unknown[0][:64]!r} is unknown", f"allowed are {', '.join(sorted(_ENTRY))}"
+            )
         name = message.get("destination")
         if not isinstance(name, str):
             raise BadRequest("no destination given")

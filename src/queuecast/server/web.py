@@ -177,6 +177,9 @@ class Web:
                 status=204, headers=self._gate.preflight(headers, allowed, request.transport)
             )
         if request.method not in allowed.split(", "):
+            if not route.verb and route.rest != "/" and self._found(route.rest) is None:
+                # Else a misspelt /publish would read as if nothing could be posted at all.
+                return _nothing_here()
             return _problem(
                 405,
                 "method_not_allowed",
@@ -286,10 +289,14 @@ class Web:
             ready, status = await self._handover.readiness() or (ready, status)
         return _json({"ready": ready, "status": status}, 200 if ready else 503)
 
-    def _show(self, path: str) -> web.Response:
+    def _found(self, path: str) -> tuple[str, bytes] | None:
         found = browser.module(path)
         if found is None and self._page is not None:
             found = self._page(path)
+        return found
+
+    def _show(self, path: str) -> web.Response:
+        found = self._found(path)
         if found is not None:
             kind, body = found
             return web.Response(
@@ -297,12 +304,7 @@ class Web:
             )
         if path == "/":
             return web.Response(text="Queuecast is running.\n")
-        return _problem(
-            404,
-            "not_found",
-            "there is nothing at this address",
-            "known are /sse/…, /ws/…, /stomp/…, /poll/…, /publish/…, /ack, /healthz and /readyz",
-        )
+        return _nothing_here()
 
     async def _emptied(self, request: web.BaseRequest) -> bool:
         """Read the body of a POST that begins a stream: some clients announce an empty one."""
@@ -342,6 +344,15 @@ class Web:
             release=detached.release,
         )
         return Taken()
+
+
+def _nothing_here() -> web.Response:
+    return _problem(
+        404,
+        "not_found",
+        "there is nothing at this address",
+        "known are /sse/…, /ws/…, /stomp/…, /poll/…, /publish/…, /ack, /healthz and /readyz",
+    )
 
 
 def _not_push(request: web.BaseRequest, route: Route, headers: Mapping[str, str]) -> web.Response:

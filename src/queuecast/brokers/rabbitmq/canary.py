@@ -68,7 +68,12 @@ class Canary:
         except Unavailable:
             log.debug("the broker went away while the canary was touched")
         except QueuecastError as error:
-            log.warning("the canary queue %s is gone: %s", self.name, error)
+            log.warning(
+                "the queue %s, which tells whether RabbitMQ was restarted, is gone: %s; until it "
+                "is made anew a reconnect is a gap",
+                self.name,
+                error,
+            )
             return False
         return True
 

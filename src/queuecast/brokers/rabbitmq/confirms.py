@@ -116,9 +116,18 @@ def _settle(item: Outgoing, nacked: bool) -> None:
             )
         )
     elif item.returned is not None:
-        item.done.set_exception(Unroutable(f"nothing is bound for {where(item)}: {item.returned}"))
+        item.done.set_exception(_unroutable(item))
     else:
         item.done.set_result(None)
+
+
+def _unroutable(item: Outgoing) -> Unroutable:
+    if item.exchange:
+        return Unroutable(f"no queue takes what is published to {where(item)}")
+    return Unroutable(
+        f"no queue {item.key!r} at the broker",
+        f'create it, add [[queue]] name = "{item.key}", or publish to /queue/{item.key}',
+    )
 
 
 def where(item: Outgoing) -> str:

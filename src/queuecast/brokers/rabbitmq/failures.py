@@ -35,6 +35,14 @@ NOT_ALLOWED = 530
 
 _QUEUE = re.compile(r"no queue '(.*)' in vhost")
 
+_OTHER_NAME = "the broker URL's host has to be a name that the certificate has"
+# What to do about a certificate, by OpenSSL's X509_V_ERR_… (openssl-verification-options(1)).
+_CERTIFICATES = {
+    10: "it has expired: renew it",
+    62: _OTHER_NAME,
+    64: _OTHER_NAME,
+}
+
 
 def missing_exchange(name: str) -> NotFound:
     """Return the error for an exchange that does not exist; the hint names the setting."""
@@ -97,8 +105,8 @@ def of_connect(error: BaseException, host: str, virtual_host: str) -> QueuecastE
             return _of_virtual_host(str(cause), virtual_host)
         if isinstance(cause, ssl.SSLCertVerificationError):
             return Refused(
-                f"the certificate of {host} is not trusted: {cause.verify_message}",
-                "name its authority with cafile",
+                f"the certificate of {host} is not trusted: {cause.verify_message.rstrip('.')}",
+                _CERTIFICATES.get(cause.verify_code, "name its authority with cafile"),
             )
         if isinstance(cause, pika.exceptions.IncompatibleProtocolError):
             return Unavailable(
