@@ -26,6 +26,7 @@ from .content import to_message
 from .control import Control, Topic
 from .damage import damaged_of, find_damage
 from .failures import missing, of_reading, reason
+from .silence import Silence
 from .subscriber import Subscriber
 from .window import MAX_RECORDS, Commit, Item, Window
 
@@ -185,8 +186,10 @@ class Group:
             try:
                 await self._join_group()
                 self.trouble = ""
+                silence = Silence(self._control)
                 while True:
-                    await self._fetch()
+                    if not await self._fetch():
+                        silence.check(self._consumer)
                     delay = _FIRST_RETRY
             except (QueuecastError, kafka.KafkaError, OSError, TimeoutError) as error:
                 meant = of_reading(error, f"use the group {self.name!r}", self._control.user)
@@ -221,7 +224,8 @@ class Group:
         await consumer.start()
         consumer.subscribe([self._topic], listener=_Rebalance(self))
 
-    async def _fetch(self) -> None:
+    async def _fetch(self) -> bool:
+        """Take what has come; returns whether there was anything."""
         if self._broken is not None:
             error, self._broken = self._broken, None
             raise error
@@ -232,7 +236,7 @@ class Group:
             found = await consumer.getmany(timeout_ms=200, max_records=most)
         except kafka.CorruptRecordException as error:
             await self._damaged(consumer, error)
-            return
+            return True
         for tp, records in found.items():
             window = self._windows.get(tp.partition)
             if window is None or tp not in consumer.assignment():
@@ -245,6 +249,7 @@ class Group:
         self.schedule()
         if found:
             await asyncio.sleep(0)
+        return bool(found)
 
     async def _damaged(self, consumer: Any, error: kafka.CorruptRecordException) -> None:
         """Go on behind records that are damaged: nobody can have them."""

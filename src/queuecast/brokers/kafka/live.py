@@ -18,6 +18,7 @@ from .damage import DAMAGED, damaged_of, find_damage
 from .failures import reason, refused
 from .names import Target
 from .records import Records, started_consumer
+from .silence import Silence
 from .topic import Member, TopicFeed
 
 log = logging.getLogger(__name__)
@@ -145,8 +146,10 @@ class Live:
                 )
                 self._assign()
                 self.trouble = ""
+                silence = Silence(self._control)
                 while self._feeds and not self._closed:
-                    await self._read(self._consumer)
+                    if not await self._read(self._consumer):
+                        silence.check(self._consumer)
                     delay = _FIRST_RETRY
             except (QueuecastError, kafka.KafkaError, OSError) as error:
                 self.trouble = f"reading: {reason(error)}"
@@ -160,27 +163,29 @@ class Live:
             finally:
                 await self._drop()
 
-    async def _read(self, consumer: Any) -> None:
+    async def _read(self, consumer: Any) -> bool:
+        """Hand on what has come; returns whether there was anything."""
         try:
             found = await consumer.getmany(timeout_ms=1000, max_records=self._turn)
         except kafka.OffsetOutOfRangeError as error:
             for tp in error.args[0]:
                 await self._out_of_range(tp)
-            return
+            return True
         except kafka.CorruptRecordException as error:
             await self._damaged(consumer, error)
-            return
+            return True
         except kafka.TopicAuthorizationFailedError as error:
             for name, feed in list(self._feeds.items()):
                 if name in str(error):
                     feed.fail(refused(f"read topic {name!r}", self._control.user))
                     self._sweep(feed)
-            return
+            return True
         for tp, records in found.items():
             if tp.topic in self._feeds:
                 self._append(self._feeds[tp.topic], tp.partition, records)
         if found:
             await asyncio.sleep(0)
+        return bool(found)
 
     def _append(self, feed: TopicFeed, partition: int, records: Sequence[Any]) -> None:
         if records[0].offset < feed.next[partition]:

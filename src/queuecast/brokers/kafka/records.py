@@ -134,11 +134,15 @@ class Records:
         self._begin(tp)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="kafka history")
+        fetched = self.fetched
         try:
             run = await asyncio.wait_for(asyncio.shield(waiting), _ANSWER)
         except TimeoutError:
             error = Unavailable(f"Kafka did not answer for topic {topic!r}")
             self._give_up(tp, offset, error)
+            if self.fetched == fetched:
+                # Nobody was answered: the next one asks a new consumer (silence.py).
+                await self._drop(error)
             raise error from None
         self._keep(place, run)
         return run
