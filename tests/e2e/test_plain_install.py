@@ -23,7 +23,7 @@ def test_a_plain_install_serves_and_names_what_it_lacks(tmp_path: Path) -> None:
     # pip of this environment installs into that one: to make one with pip takes longer.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
     there = tmp_path / "env" / "bin"
-    pip = [sys.executable, "-m", "pip", "--python", there / "python", "install", "-q"]
+    pip = [sys.executable, "-m", "pip", "--python", str(there / "python"), "install", "-q"]
     subprocess.run([*pip, "-c", ROOT / "constraints.txt", ROOT], check=True, cwd=tmp_path)
 
     lacking = subprocess.run(
