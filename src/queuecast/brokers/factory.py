@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -79,13 +81,13 @@ def make_broker(
         )
     if scheme in ("amqp", "amqps"):
         if find_spec("pika") is None:
-            raise ConfigError(f"{scheme}:// needs pika", "pip install 'queuecast[rabbitmq]'")
+            raise ConfigError(f"{scheme}:// needs pika", _install("rabbitmq"))
         from .rabbitmq.broker import RabbitBroker
 
         return RabbitBroker(url, cafile=cafile or None, deliveries=deliveries, retain=keeping.rules)
     if scheme in ("kafka", "kafkas"):
         if find_spec("aiokafka") is None:
-            raise ConfigError(f"{scheme}:// needs aiokafka", "pip install 'queuecast[kafka]'")
+            raise ConfigError(f"{scheme}:// needs aiokafka", _install("kafka"))
         from .kafka.broker import KafkaBroker
 
         settings = kafka or KafkaSettings()
@@ -94,6 +96,13 @@ def make_broker(
         f"broker.url has the unknown scheme {scheme!r}",
         "use embedded:, amqp://, amqps://, kafka:// or kafkas://",
     )
+
+
+def _install(extra: str) -> str:
+    """Return the command that installs an extra where this program runs."""
+    active = sys.prefix in (sys.base_prefix, os.environ.get("VIRTUAL_ENV"))
+    pip = "pip" if active else f"{sys.executable} -m pip"
+    return f"{pip} install 'queuecast[{extra}]'"
 
 
 def _keeper(keeping: Keeping) -> Keeper:
