@@ -113,12 +113,12 @@ async def poll(services: Services, request: SubscribeRequest) -> bytes:
     """
     timeout = patience(services, request)
     session = PollSession(services, request.identity)
+    begun = services.runtime.now()
     try:
         try:
             await services.runtime.within(services.limits.live_within, _open(session, request))
         except TimeoutError:
             raise Unavailable("the broker does not answer") from None
-        begun = services.runtime.now()
         for subscription in session.subscriptions:
             subscription.flow()
         for work in session.work:
