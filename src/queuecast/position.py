@@ -21,6 +21,7 @@ from .errors import BadPosition
 MAX_POSITION_TEXT = 2048  # a longer one would not fit into proxies' header limits on resume
 _OFFSET = r"(?:0|[1-9][0-9]{0,18})"
 _MARKS = re.compile(rf"([0-9a-z]{{1,32}})-({_OFFSET}(?:\.{_OFFSET})*)")
+_SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -58,8 +59,8 @@ class Position(tuple[Mark, ...]):
             if found is None:
                 raise BadPosition(
                     f"{text[:64]!r} is not a position",
-                    "give one back as you got it: an SSE id, an envelope's position, "
-                    "or a poll's `next`",
+                    "give one back as you got it (an SSE id, an envelope's position, a poll's "
+                    "`next`), or `first`, or a time: Unix seconds or RFC 3339",
                 )
             marks += [Mark(found[1], int(offset)) for offset in found[2].split(".")]
         return cls(marks)
@@ -129,7 +130,7 @@ class Start:
     def parse(cls, since: str | None, last: str | None) -> Start:
         """Read the parameters `since` and `last` (None or empty: not given).
 
-        since: "first", a position, or a time: Unix seconds or RFC 3339.
+        since: "first", a position, or a time: Unix seconds, with a fraction or not, or RFC 3339.
 
         Raises BadPosition; `since` wins over `last`, so that a page that asks for `last=1` and
         reconnects with Last-Event-ID goes on where it was.
@@ -155,7 +156,7 @@ LIVE = Start()
 
 def _time(text: str) -> float | None:
     """Return the Unix seconds of a time, None for what is not one; raises BadPosition."""
-    if text.isascii() and text.isdigit() and len(text) <= 12:
+    if _SECONDS.fullmatch(text):
         return float(text)
     if not _DATE.match(text):
         return None

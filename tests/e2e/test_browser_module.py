@@ -285,6 +285,34 @@ async def test_a_gap_is_told(page: "Page", gw: RunningGateway, name: Name, trans
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_listener_that_fails_disturbs_nobody(
+    page: "Page", gw: RunningGateway, name: Name, transport: str
+) -> None:
+    topic = f"/topic/{name()}"
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(error.message))
+    await show(page, gw.url)
+    await page.evaluate("(transports) => window.start({ transports })", [transport])
+    await page.evaluate(
+        """(name) => {
+          window.client.subscribe(name, ({ body }) => { throw new Error(`mine: ${body}`); });
+          window.listen(name);
+        }""",
+        topic,
+    )
+    await wait_for(page, "window.subscription.position")
+    for body in ("1", "2", "3"):
+        await publish(gw, topic, body)
+        await wait_for(page, f"window.got.includes('{body}')")
+    assert await page.evaluate("window.got") == ["1", "2", "3"]
+    assert faults == ["mine: 1", "mine: 2", "mine: 3"]
+    assert (
+        await page.evaluate("window.states.filter((state) => state.startsWith('open')).length") == 1
+    )
+
+
+@pytest.mark.browser
 async def test_a_gateway_that_restarts_is_found_again(page: "Page", name: Name) -> None:
     topic = f"/topic/{name()}"
     port = free_port()
@@ -298,6 +326,28 @@ async def test_a_gateway_that_restarts_is_found_again(page: "Page", name: Name) 
         await publish(second, topic, "2")
         await wait_for(page, "window.got.length === 2")
         assert await page.evaluate("window.gaps") == ["epoch"]
+
+
+@pytest.mark.browser
+async def test_a_gateway_that_was_away_is_no_reason_for_another_transport(
+    page: "Page", name: Name
+) -> None:
+    topic = f"/topic/{name()}"
+    port = free_port()
+    async with gateway(server={"port": port, "grace": "1s"}) as first:
+        await show(page, first.url)
+        await page.evaluate("window.start({})")
+        await page.evaluate("(name) => window.listen(name)", topic)
+        await wait_for(page, "window.subscription?.position")
+    attempts = "window.states.filter((state) => state.startsWith('connecting')).length"
+    begun = await page.evaluate(attempts)
+    await wait_for(page, f"{attempts} > {begun} + 3")
+    async with gateway(server={"port": port}) as second:
+        await wait_for(page, "window.gaps.length === 1")
+        await publish(second, topic, "2")
+        await wait_for(page, "window.got.length === 1")
+        told = set(await page.evaluate("window.states"))
+        assert told == {f"{state} websocket" for state in ("connecting", "open", "waiting")}
 
 
 async def test_the_module_is_typed_and_small(gw: RunningGateway, node: Node) -> None:

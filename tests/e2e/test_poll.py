@@ -53,6 +53,19 @@ async def test_a_poll_waits_for_the_next_message(gw: RunningGateway, name: Name)
     assert answer.json["next"] == message["position"]
 
 
+async def test_a_poll_that_does_not_wait_gets_what_is_there(gw: RunningGateway, name: Name) -> None:
+    topic, queue = f"/topic/{name()}", f"/queue/{name()}"
+    assert (await get(f"{gw.url}/poll{topic}?wait=0")).json["messages"] == []
+    await publish(gw, topic, "1")
+    await publish(gw, topic, "2")
+    answer = (await get(f"{gw.url}/poll{topic}?last=2&wait=0")).json
+    assert [each["body"] for each in answer["messages"]] == ["1", "2"]
+    assert (await get(f"{gw.url}/poll{topic}?since={answer['next']}&wait=0")).json["messages"] == []
+    await publish(gw, queue, "3")
+    answer = (await get(f"{gw.url}/poll{queue}?wait=0")).json
+    assert [each["body"] for each in answer["messages"]] == ["3"]
+
+
 async def test_several_destinations(gw: RunningGateway, name: Name) -> None:
     one, two = f"/topic/{name()}", f"/topic/{name()}"
     url = f"{gw.url}/poll?destination={one}&destination={two}"

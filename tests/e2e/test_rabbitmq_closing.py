@@ -7,6 +7,7 @@ import contextlib
 
 import pytest
 
+from queuecast.brokers.base import SettlingReader
 from queuecast.brokers.rabbitmq import RabbitBroker
 from queuecast.destination import Destination
 from queuecast.errors import QueuecastError, Unavailable
@@ -36,6 +37,10 @@ async def test_closing_waits_for_confirms_and_no_longer(rabbit: RabbitMQ) -> Non
 
 def rabbit_tasks() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks() if "rabbitmq" in task.get_name()]
+
+
+def settling_tasks() -> list[str]:
+    return [task.get_name() for task in asyncio.all_tasks() if "settle" in task.get_name()]
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.01, 0.05, 0.1, 0.3])
@@ -72,3 +77,25 @@ async def test_closing_while_starting_leaves_nothing(rabbit: RabbitMQ) -> None:
         await eventually(lambda: not proxy.connections, "no connection is left")
         assert rabbit_tasks() == []
         assert not broker.ready
+
+
+async def test_closing_tells_those_who_wait_for_a_queue_to_be_read(rabbit: RabbitMQ) -> None:
+    async with proxied(rabbit) as proxy:
+        broker = RabbitBroker(through(proxy, rabbit.url), reconnect=0.1, patience=600.0)
+        await broker.start()
+        reader = await broker.open_feed(D(f"/topic/{unique('closing')}"), ListFeed())
+        assert isinstance(reader, SettlingReader)
+        await asyncio.gather(*(reader.settle() for _ in range(100)))
+        await proxy.refuse()
+        proxy.cut()
+        await eventually(lambda: not broker.ready, "the cut noticed")
+        waiting = [asyncio.create_task(reader.settle()) for _ in range(100)]
+        await asyncio.sleep(0.2)
+        waiting[0].cancel()
+        assert not any(task.done() for task in waiting[1:])
+        await broker.close()
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(end, Unavailable) for end in ends[1:]), ends
+        await eventually(lambda: not settling_tasks(), "nobody looks any more")
+        with pytest.raises(Unavailable):
+            await reader.settle()

@@ -12,6 +12,7 @@ import pika
 import pika.exceptions
 import pytest
 
+from queuecast.brokers.base import SettlingReader
 from queuecast.brokers.rabbitmq import RabbitBroker
 from queuecast.destination import Destination
 from queuecast.errors import OutcomeUnknown, QueuecastError, Refused, Unavailable
@@ -305,6 +306,45 @@ async def test_a_deleted_feed_queue_is_made_again_with_a_gap(rabbit: RabbitMQ) -
         await broker.publish(D(f"/topic/{key}"), b"after")
         await sink.until(1)
         assert sink.events == [sink.gaps[0], b"after"]
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut"])
+async def test_a_queue_that_is_lost_while_it_is_asked_is_asked_again(
+    rabbit: RabbitMQ, how: str
+) -> None:
+    node = unique("node")
+    async with (
+        proxied(rabbit) as proxy,
+        started(through(proxy, rabbit.url), node=node, patience=60.0) as broker,
+    ):
+        sink = ListFeed()
+        reader = await broker.open_feed(D(f"/topic/{unique('lost')}"), sink)
+        assert isinstance(reader, SettlingReader)
+        answered = 0
+
+        async def ask() -> None:
+            nonlocal answered
+            while not lost or answered < 2000:
+                await reader.settle()
+                answered += 1
+
+        lost = False
+        asking = [asyncio.create_task(ask()) for _ in range(20)]
+        for _ in range(3 if how == "cut" else 1):
+            if how == "cut":
+                taken = proxy.accepted
+                proxy.cut()
+                await eventually(lambda taken=taken: proxy.accepted >= taken + 2, "reconnects")  # type: ignore[misc]
+            else:
+                names = await asyncio.to_thread(rabbit.list_queues)
+                (queue,) = [name for name in names if f".{node}.amq.topic." in name]
+                with contextlib.closing(
+                    pika.BlockingConnection(pika.URLParameters(rabbit.url))
+                ) as raw:
+                    raw.channel().queue_delete(queue)
+                await eventually(lambda: bool(sink.gaps), "the gap")
+        lost = True
+        await asyncio.gather(*asking)
 
 
 async def test_calls_while_away_are_bounded_and_work_after(rabbit: RabbitMQ) -> None:

@@ -95,6 +95,8 @@ def test_epochs_differ() -> None:
         (None, "0", LIVE),
         (None, "12", Start("last", count=12)),
         ("first", None, Start("first")),
+        ("1795302624", None, Start("time", time=1795302624.0)),
+        ("1795302624.25", None, Start("time", time=1795302624.25)),
         ("a-7", None, Start("since", position=Position([Mark("a", 7)]))),
         ("a-7", "1", Start("since", position=Position([Mark("a", 7)]))),
         ("first", "1", Start("first")),

@@ -63,7 +63,10 @@ export class QueuecastError extends Error {
 
 const LONGEST = 30000;
 const OPEN_WITHIN = 8000;
-const CLOSED = { code: "closed", text: "the client is closed" };
+// Names for what is said often: they minify.
+const WAITING = "waiting", CONNECTING = "connecting", OPEN = "open", ENDED = "closed";
+const JSON_TYPE = "application/json";
+const CLOSED = { code: ENDED, text: "the client is closed" };
 
 /** @param {any} problem */
 const failure = (problem) => new QueuecastError(problem);
@@ -78,12 +81,14 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
     transports = ["websocket", "sse", "poll"], storage, retry = 500, patience = LONGEST,
   } = options;
   const root = new URL(`${base}`.replace(/\/?$/, "/"), globalThis.document?.baseURI);
+  /** @param {string} path */
+  const below = (path) => new URL(path, root);
   const page = Math.random().toString(36).slice(2);
   /** @type {Map<string, Interest>} */
   const interests = new Map();
   /** @type {Map<string, {command: any, settle: (problem?: any) => void}>} */
   const publishes = new Map();
-  /** @type {State} */ let state = "waiting";
+  /** @type {State} */ let state = WAITING;
   /** @type {any} */ let link = null;
   /** @type {any} */ let timer = 0;
   /** @type {any} */ let watch = 0;
@@ -103,8 +108,8 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   function open() {
     clearTimeout(timer);
     timer = 0;
-    if (link || state === "closed" || !interests.size) return;
-    become("connecting");
+    if (link || state === ENDED || !interests.size) return;
+    become(CONNECTING);
     quiet = 0;
     alive(OPEN_WITHIN);
     link = LINKS[transport()]();
@@ -118,7 +123,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
 
   function opened() {
     failures = 0;
-    become("open");
+    become(OPEN);
     for (const { command } of publishes.values()) say(command);
   }
 
@@ -132,7 +137,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   function beat(seconds) {
     quiet = seconds * 2500;
     alive();
-    if (state !== "open") opened();
+    if (state !== OPEN) opened();
   }
 
   function drop() {
@@ -142,13 +147,17 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
     old?.close();
   }
 
-  // One that never opened gives way to the next transport.
+  // One that never opened gives way to the next transport, if there is a gateway to be reached.
   function lost() {
-    if (state === "closed") return;
-    if (state === "connecting") choice++;
+    if (state === ENDED) return;
+    if (state === CONNECTING) {
+      const next = choice + 1;
+      fetch(below("readyz"), { mode: "no-cors" })
+        .then(({ status }) => { if (status < 500 && !link) choice = next; }, () => {});
+    }
     drop();
     soon(Math.min(LONGEST, retry * 2 ** failures++) * (0.5 + Math.random() / 2));
-    become("waiting");
+    become(WAITING);
   }
 
   /** The gateway refused a subscription. @param {Interest | undefined} interest @param {any} why */
@@ -181,14 +190,19 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
       : Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
     // First who listens, then the position: a reload in between repeats and does not skip.
     for (const { on, options } of [...interest.users]) {
-      if (gap) options.gap?.(gap);
-      else {
-        on({
-          ...rest, position, body: data,
-          json: () => JSON.parse(base64 === undefined ? data : new TextDecoder().decode(data)),
-          ack: () => settle({ ack }),
-          nack: (requeue = true) => settle({ nack: ack, requeue }),
-        });
+      try {
+        if (gap) options.gap?.(gap);
+        else {
+          on({
+            ...rest, position, body: data,
+            json: () => JSON.parse(base64 === undefined ? data : new TextDecoder().decode(data)),
+            ack: () => settle({ ack }),
+            nack: (requeue = true) => settle({ nack: ack, requeue }),
+          });
+        }
+      } catch (error) {
+        // The page's own: it is told, the other listeners and the connection go on.
+        setTimeout(() => { throw error; });
       }
     }
     moved(interest, position);
@@ -196,9 +210,9 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
 
   /** @param {string} path @param {any} body */
   async function post(path, body) {
-    const answer = await fetch(new URL(path, root), {
+    const answer = await fetch(below(path), {
       method: "POST", credentials: "include", body: JSON.stringify(body),
-      headers: { "Content-Type": "application/json" },
+      headers: { "Content-Type": JSON_TYPE },
     });
     if (!answer.ok) throw failure(await answer.json());
   }
@@ -219,7 +233,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   }
 
   function websocket() {
-    const url = new URL("ws?envelope=json", root);
+    const url = below("ws?envelope=json");
     url.protocol = url.protocol.replace("http", "ws");
     const socket = new WebSocket(url);
     /** @param {any} command */
@@ -291,7 +305,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
 
   /** @param {string} verb @param {Interest[]} group */
   function address(verb, group) {
-    const url = new URL(verb, root);
+    const url = below(verb);
     const query = url.searchParams;
     query.set("envelope", "json");
     for (const { name } of group) query.append("destination", name);
@@ -338,10 +352,10 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
     // which a proxy's 502 stops for good.
     source.addEventListener("error", async () => {
       source.close();
-      if (state === "connecting") {
+      if (state === CONNECTING) {
         // It shows no status; the same address tells a script why.
         const why = await fetch(url, {
-          signal, credentials: "include", headers: { Accept: "application/json" },
+          signal, credentials: "include", headers: { Accept: JSON_TYPE },
         }).then((answer) => answer.json()).catch(() => ({}));
         if (signal.aborted) return;
         if (why.retry === false) for (const each of group) refused(each, why);
@@ -381,7 +395,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   const LINKS = { websocket, sse, poll };
 
   function online() {
-    if (state === "waiting") soon();
+    if (state === WAITING) soon();
   }
   globalThis.addEventListener?.("online", online);
 
@@ -396,7 +410,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
      * @returns {Subscription}
      */
     subscribe(destination, on, options = {}) {
-      if (state === "closed") throw failure(CLOSED);
+      if (state === ENDED) throw failure(CLOSED);
       // As the gateway writes it in its answers.
       const name = destination.split("/").map((part) =>
         decodeURIComponent(part).replace(/[/%\x00-\x1f\x7f]/g, encodeURIComponent)).join("/");
@@ -438,7 +452,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
         : { body };
       return new Promise((resolve, reject) => {
         const late = setTimeout(() => settle({
-          code: "outcome_unknown", text: "there was no answer in time", retry: true,
+          code: "outcome_unknown", text: "no answer came in time", retry: true,
         }), patience);
         /** @param {any} [problem] */
         const settle = (problem) => {
@@ -461,7 +475,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
       globalThis.removeEventListener?.("online", online);
       interests.clear();
       for (const { settle } of publishes.values()) settle(CLOSED);
-      become("closed");
+      become(ENDED);
     },
   };
 }

@@ -8,19 +8,23 @@ on (it lingers), so `since` finds what came meanwhile. With `ack=client` see pol
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
+from typing import Final
 
 from ..auth.identity import Identity
 from ..disconnect import Disconnect
 from ..errors import QueuecastError, Unavailable
 from ..hub.subscription import Subscription
-from ..runtime import Promise
 from .base import Session
 from .encodings import PollEncoding, naming
 from .envelope import encode_json
 from .request import SubscribeRequest
 from .services import Services
+
+# Seconds between two looks whether a poll whose time is over has all that is there.
+_LOOK: Final = 0.02
+# Seconds that a queue gets at least: brokers hand over what it holds right behind their answer.
+_HANDOVER: Final = 0.25
 
 
 class NoTransport:
@@ -46,11 +50,25 @@ class PollSession(Session):
 
     __slots__ = ("_answer", "_wake")
 
-    def __init__(self, services: Services, identity: Identity, wake: Promise) -> None:
+    def __init__(self, services: Services, identity: Identity) -> None:
         super().__init__(services, NoTransport(), identity)
         self.write: Callable[[bytes], None] = self._collect
         self._answer: list[bytes] = []
-        self._wake = wake
+        self._wake = services.runtime.promise()
+
+    @property
+    def behind(self) -> bool:
+        """Whether something that is there may still be on its way to it."""
+        if self._answer:
+            return False
+        return any(not (each.live or each.closed) for each in self.subscriptions)
+
+    async def woken(self, seconds: float) -> None:
+        """Return when something came or `seconds` are over; raises what befell the session."""
+        try:
+            await self.services.runtime.within(seconds, self._wake)
+        except TimeoutError:
+            self._wake = self.services.runtime.promise()  # the other one was cancelled
 
     def _collect(self, data: bytes) -> None:
         self._answer.append(data)
@@ -83,7 +101,8 @@ class PollSession(Session):
 def patience(services: Services, request: SubscribeRequest) -> float:
     """Return how many seconds a poll may take."""
     most = services.limits.poll
-    return most if request.wait is None else min(request.wait, most)
+    least = _HANDOVER if request.work else 0.0
+    return most if request.wait is None else max(least, min(request.wait, most))
 
 
 async def poll(services: Services, request: SubscribeRequest) -> bytes:
@@ -93,8 +112,8 @@ async def poll(services: Services, request: SubscribeRequest) -> bytes:
     Raises what the subscription raises.
     """
     timeout = patience(services, request)
-    wake = services.runtime.promise()
-    session = PollSession(services, request.identity, wake)
+    session = PollSession(services, request.identity)
+    begun = services.runtime.now()
     try:
         try:
             await services.runtime.within(services.limits.live_within, _open(session, request))
@@ -104,9 +123,11 @@ async def poll(services: Services, request: SubscribeRequest) -> bytes:
             subscription.flow()
         for work in session.work:
             work.flow()
-        # Nothing came: an empty batch and the present position.
-        with contextlib.suppress(TimeoutError):
-            await services.runtime.within(timeout, wake)
+        await session.woken(timeout)
+        # What is there, in the log or the broker's history, is read in ticks and pages.
+        while session.behind and services.runtime.now() - begun < services.limits.live_within:
+            await session.woken(_LOOK)
+        # Where nothing came: an empty batch and the present position.
         return session.body()
     finally:
         session.end()

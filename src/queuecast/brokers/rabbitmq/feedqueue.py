@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 # Bindings declared anew per interval; a binding costs the broker up to a millisecond.
 _REBIND = 500
-# Seconds until a queue is asked again that was lost while it was asked.
+# Seconds until a queue is asked again that was lost while it was asked, or holds messages back.
 _AGAIN = 0.1
 _UNSAFE = re.compile(r"[^\w.\-]", re.ASCII)
 
@@ -102,17 +102,31 @@ class FeedQueue:
             ) from None
 
     async def _is_read(self) -> bool:
-        await self._intake.settled.wait()
+        intake = self._intake
+        await intake.settled.wait()
+        if self._closing:
+            raise Unavailable(f"the feed of the exchange {self.exchange!r} was closed")
         channel = self._channel
         try:
             if channel is not None:
-                # The queue answers on the consumer's own channel, behind what it has sent there.
-                await channel.call("queue_declare", self.name, passive=True)
+                ready = await self._held(channel)
+                # More than the prefetch comes after the answers. A busy queue is never empty.
+                due = intake.taken + ready
+                while ready and intake.taken < due:
+                    await asyncio.sleep(_AGAIN)
+                    ready = await self._held(channel)
                 return True
         except pika.exceptions.AMQPError as error:
             log.debug("a new channel will come: %s", reason(error))
         await asyncio.sleep(_AGAIN)
         return False
+
+    async def _held(self, channel: Channel) -> int:
+        """Return how many messages the queue held back; what it had sent has come."""
+        answer = await channel.call("queue_declare", self.name, passive=True)
+        # RabbitMQ's channel answers that before it hands on what the queue has sent it meanwhile.
+        await channel.qos(PREFETCH)
+        return int(answer.message_count)
 
     # The task
 
@@ -362,6 +376,7 @@ class FeedQueue:
             await self._task
         self._readers.close(Unavailable("the gateway is closing"))
         channel, self._channel = self._channel, None
+        self._intake.settled.set()  # whoever waits for that learns that it is over
         link = self._link
         if channel is not None and channel.is_open:
             await channel.close()

@@ -24,7 +24,7 @@ class Intake:
     """What comes from one queue, over as many channels as reconnects make.
 
     owed: a gap that the readers must still be told of, should a recovery be cut short. settled: set
-    while there is a channel and no recovery.
+    while there is a channel and no recovery. taken: messages that came so far, over all channels.
     """
 
     def __init__(self, readers: Readers) -> None:
@@ -40,6 +40,7 @@ class Intake:
         self._recovery_timer: asyncio.TimerHandle | None = None
         self.owed: str | None = None
         self.settled = asyncio.Event()
+        self.taken = 0
         self._loop = asyncio.get_running_loop()
 
     # Queues and channels
@@ -55,6 +56,9 @@ class Intake:
         self._barrier = None
         if self._recovery is None:
             self.settled.set()
+        else:
+            # The channel before may have failed before anybody knew that it was lost.
+            self.settled.clear()
 
     def detach(self) -> None:
         """Hand on what came, and leave the channel: it is over."""
@@ -88,6 +92,7 @@ class Intake:
         """Take one message; it goes on in this tick."""
         self._batch.append(message)
         self._last_tag = tag
+        self.taken += 1
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
