@@ -234,13 +234,17 @@ class Feed:
 
     # -- subscribers ----------------------------------------------------------------------
 
+    def can_place(self, start: Start) -> bool:
+        """Tell whether a start needs no search in the broker's history; else see `locate`."""
+        return start.kind in ("live", "since") or all(part.pages is None for part in self.parts)
+
     async def locate(self, start: Start) -> tuple[Start, bool]:
         """Turn a start that the log cannot answer into a `since`, asking the broker's history.
 
         The second value tells whether some of what was asked for is kept nowhere. Raises
         Unavailable.
         """
-        if start.kind in ("live", "since") or all(part.pages is None for part in self.parts):
+        if self.can_place(start):
             return start, False
         place, short = self._search(start)
         marks, unretained = list(place.vector.marks), False

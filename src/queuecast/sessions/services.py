@@ -38,6 +38,14 @@ class Feeds(Protocol):
         outlet: Outlet,
     ) -> Awaitable[Subscription]: ...
 
+    def subscribe_at_once(
+        self,
+        destinations: Sequence[Destination],
+        encoding: Encoding,
+        start: Start,
+        outlet: Outlet,
+    ) -> Subscription | None: ...
+
 
 class Publish(Protocol):
     """brokers.base.Broker.publish."""
