@@ -268,9 +268,10 @@ class Feed:
         place = self.place(start)
         if unretained and place.gap is None:
             place = self._unretained(place)
-        if len(str(place.vector)) > MAX_POSITION_TEXT:
+        lanes = len(place.vector.marks)
+        if lanes > 1 and len(str(place.vector)) > MAX_POSITION_TEXT:
             raise BadPosition(
-                f"positions of {len(place.vector.marks)} destinations together would be too long "
+                f"positions of {lanes} destinations together would be too long "
                 "to resume with",
                 "subscribe to fewer of them on one connection",
             )
