@@ -335,12 +335,13 @@ class Feed:
         if upstream is None:
             return self.log.head.position()
         head = self.log.head.marks
-        # In the moment in which lanes are added one of the two is longer.
-        ahead = (
-            Mark(mark.epoch, max(mark.offset, offset))
+        # In the moment in which lanes are added one of the two is longer. Who comes to a quiet
+        # feed, nearly everybody, gets the head's own marks.
+        ahead = [
+            mark if offset <= mark.offset else Mark(mark.epoch, offset)
             for mark, offset in zip(head, upstream, strict=False)
-        )
-        return Position((*ahead, *head[len(upstream) :]))
+        ]
+        return Position(ahead + head[len(upstream) :])
 
     def covers(self, vector: Vector) -> bool:
         """Tell whether the feed stands everywhere where a vector does, or after it."""
