@@ -271,8 +271,7 @@ class Feed:
         lanes = len(place.vector.marks)
         if lanes > 1 and len(str(place.vector)) > MAX_POSITION_TEXT:
             raise BadPosition(
-                f"positions of {lanes} destinations together would be too long "
-                "to resume with",
+                f"positions of {lanes} destinations together would be too long to resume with",
                 "subscribe to fewer of them on one connection",
             )
         cohort = self.cohorts.get(encoding)
