@@ -234,17 +234,13 @@ class Feed:
 
     # -- subscribers ----------------------------------------------------------------------
 
-    def can_place(self, start: Start) -> bool:
-        """Tell whether a start needs no search in the broker's history; else see `locate`."""
-        return start.kind in ("live", "since") or all(part.pages is None for part in self.parts)
-
     async def locate(self, start: Start) -> tuple[Start, bool]:
         """Turn a start that the log cannot answer into a `since`, asking the broker's history.
 
         The second value tells whether some of what was asked for is kept nowhere. Raises
         Unavailable.
         """
-        if self.can_place(start):
+        if start.kind in ("live", "since") or all(part.pages is None for part in self.parts):
             return start, False
         place, short = self._search(start)
         marks, unretained = list(place.vector.marks), False
@@ -257,6 +253,15 @@ class Feed:
             elif not part.retained or start.kind == "time":
                 unretained = True
         return Start("since", position=Position(marks)), unretained
+
+    def is_at_hand(self, start: Start) -> bool:
+        """Tell whether a start is found without asking or waiting for anybody; else see `locate`.
+
+        Raises BadPosition, Unavailable.
+        """
+        if start.position is not None:
+            return not self._is_foreign(start.position)
+        return start.kind == "live" or all(part.pages is None for part in self.parts)
 
     def subscribe(
         self, encoding: Encoding, start: Start, outlet: Outlet, *, unretained: bool = False
@@ -382,6 +387,12 @@ class Feed:
             if self.log.standing(lane, mark, ahead) is Standing.AHEAD:
                 return None
         return Place(self.log.next, vector, via="newest") if self.newest.covers(vector) else None
+
+    def _is_foreign(self, position: Position) -> bool:
+        """Tell whether a numbering in a position is none that the log knows."""
+        ahead = Vector(self.position())
+        marks = enumerate(self._aligned(position))
+        return any(self.log.standing(lane, mark, ahead) is Standing.UNKNOWN for lane, mark in marks)
 
     def _aligned(self, position: Position) -> Position:
         return aligned(position, self.log.head.marks, [part.lanes for part in self.parts])

@@ -172,12 +172,12 @@ class Hub:
         """Subscribe where nothing has to be waited for; None: `subscribe` has to be asked.
 
         Nearly everybody comes to a feed that is open, and needs no task for it. Raises
-        BadPosition.
+        BadPosition, Unavailable.
         """
         held = self._held.get(tuple(destinations))
         if held is None or held.state != "open" or self._closed:
             return None
-        if not held.feed.can_place(start):
+        if not held.feed.is_at_hand(start):
             return None
         held.idle_since = None  # polls come and go between two sweeps
         return held.feed.subscribe(encoding, start, outlet)

@@ -72,8 +72,10 @@ def test_at_once_needs_an_open_feed() -> None:
     assert at_once(Start("last", count=1), "kept") is None
     assert at_once(Start("first"), "kept") is None
     assert at_once(name="kept") is not None
+    assert at_once(since("e-0"), "kept") is not None
+    assert at_once(since("f-0"), "kept") is None, "what a strange place means is asked elsewhere"
     with pytest.raises(BadPosition):
-        at_once(since(Position.parse("e-0,f-0")))
+        at_once(since("e-0,f-0"))
     rig.fail("a", Unavailable("gone"))
     assert at_once() is None
     rig.runtime.run(rig.hub.close())
