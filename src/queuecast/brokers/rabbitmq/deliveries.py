@@ -7,13 +7,14 @@ in several frames or reads, a consumer that pika rejects for, what is malformed)
 before, frame by frame, in the order in which it came.
 
 What is written is pika's, but for the number of writes: pika gives each frame to the kernel alone,
-three for a message, here what one turn of the loop makes goes together.
+three for a message. Here what gathers until the socket is writable goes together.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ OnMessage = Callable[[Message, int], None]
 
 # Bytes of one read. pika's 4,096 cut a delivery in two for every dozen of them.
 _READ = 64 * 1024
-# Bytes gathered for one write; more are not held back.
+# Bytes from which on what is to be written is no longer joined: a copy of each is enough.
 _WRITE = 64 * 1024
 # Names kept as text, for each connection: a publisher can make up as many as it likes.
 _MAX_NAMES = 4096
@@ -44,6 +45,19 @@ _CONTENT = struct.Struct(">BHLHHQ")  # _HEAD, class, weight, size of the body
 _CONTENT_HEAD = struct.Struct(">HHQ")
 _DELIVER_ID: int = pika.spec.Basic.Deliver.INDEX
 _BASIC: int = pika.spec.Basic.INDEX
+
+
+class _Frames(deque[bytes | bytearray]):
+    """pika's queue of what is to be sent, which takes one call for each item; frames are joined."""
+
+    def append(self, data: bytes | bytearray) -> None:
+        if not self or len(self[-1]) >= _WRITE:
+            super().append(data)
+            return
+        last = self[-1]
+        if not isinstance(last, bytearray):
+            last = self[-1] = bytearray(last)
+        last += data
 
 
 class Consumer:
@@ -79,9 +93,6 @@ class Connection(AsyncioConnection):  # type: ignore[misc]
     """pika's connection, reading deliveries and content headers with our own eyes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # Frames of this turn of the loop, at most _WRITE bytes and one frame.
-        self._unsent: list[bytes] = []
-        self._unsent_bytes = 0
         # The exchange and the routing key of a delivery by their bytes.
         self._names: dict[bytes, tuple[str, str]] = {}
         self._frame_buffer: bytes
@@ -89,6 +100,7 @@ class Connection(AsyncioConnection):  # type: ignore[misc]
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = _READ
+        transport._tx_buffers = _Frames()
         super()._proto_connection_made(transport)
 
     def _on_data_available(self, data_in: bytes) -> None:
@@ -112,25 +124,13 @@ class Connection(AsyncioConnection):  # type: ignore[misc]
         super()._on_data_available(b"")
 
     def _adapter_emit_data(self, data: bytes) -> None:
-        """Gather what is to be written until the turn's end."""
-        if not self._unsent:
-            self.ioloop.call_soon(self._send_gathered)
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
-        if self._unsent_bytes >= _WRITE:
-            self._send_gathered()
-
-    def _send_gathered(self) -> None:
         """Write, and end the connection when the loop has given up its socket.
 
         uvloop closes the watch on a socket that failed, and tells pika by an error in the next
         write only. pika would go on for a heartbeat's time with a connection that is dead.
         """
-        unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
-        if not unsent or self._transport is None:
-            return  # a large write has taken it along; or the socket has gone meanwhile
         try:
-            super()._adapter_emit_data(b"".join(unsent))
+            super()._adapter_emit_data(data)
         except RuntimeError as error:
             self._terminate_stream(pika.exceptions.StreamLostError(str(error)))
 
