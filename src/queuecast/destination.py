@@ -40,6 +40,9 @@ class Kind(enum.StrEnum):
     REPLY_QUEUE = "/reply-queue/"
 
 
+# Iterating over an enumeration and asking its members for their values is dear: connections and
+# publishes all come here.
+_PREFIXES = tuple((kind.value, kind) for kind in Kind)
 _SHARED_KINDS = frozenset((Kind.EXCHANGE, Kind.TOPIC))
 
 
@@ -63,10 +66,10 @@ class Destination:
         """Read a destination with percent-encoded segments; raises BadDestination."""
         if not text:
             raise BadDestination("a destination cannot be blank", f"it is {_GRAMMAR}")
-        for kind in Kind:
-            if text.startswith(kind.value):
-                return cls._of(kind, text[len(kind.value) :], text)
-            if text == kind.value[:-1]:
+        for prefix, kind in _PREFIXES:
+            if text.startswith(prefix):
+                return cls._of(kind, text[len(prefix) :], text)
+            if text == prefix[:-1]:
                 raise BadDestination(f"{text!r} lacks a name", f"a destination is {_GRAMMAR}")
         raise BadDestination(f"unknown destination {text[:300]!r}", f"it is {_GRAMMAR}")
 

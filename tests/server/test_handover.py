@@ -258,17 +258,24 @@ async def test_nobody_but_a_worker_says_whose_a_request_is() -> None:
         assert (first._peer.loopback, second._peer.loopback) == (True, True)
 
     class Transport:
-        def __init__(self, family: int) -> None:
-            self._socket = socket.socket(family)
+        def __init__(self, family: int, peer: object) -> None:
+            self.socket = socket.socket(family)
+            self._peer = peer
 
         def get_extra_info(self, name: str, default: Any = None) -> Any:
-            return {"socket": self._socket, "peername": ("10.0.0.1", 5)}.get(name, default)
+            return {"socket": self.socket, "peername": self._peer}.get(name, default)
 
     headers = {HANDED: "192.0.2.7"}
-    for family, address in ((socket.AF_INET, "10.0.0.1"), (socket.AF_UNIX, "192.0.2.7")):
-        transport = Transport(family)
+    # A Unix socket's peer is text; one that has been reset has none, of either kind.
+    for family, peer, address in (
+        (socket.AF_INET, ("10.0.0.1", 5), "10.0.0.1"),
+        (socket.AF_INET, None, ""),
+        (socket.AF_UNIX, "", "192.0.2.7"),
+        (socket.AF_UNIX, None, "192.0.2.7"),
+    ):
+        transport = Transport(family, peer)
         assert peer_address(headers, cast(asyncio.BaseTransport, transport)) == address
-        transport._socket.close()
+        transport.socket.close()
 
 
 def test_names_decide() -> None:

@@ -264,6 +264,15 @@ class Feed:
                 unretained = True
         return Start("since", position=Position(marks)), unretained
 
+    def is_at_hand(self, start: Start) -> bool:
+        """Tell whether a start is found without asking or waiting for anybody; else see `locate`.
+
+        Raises BadPosition, Unavailable.
+        """
+        if start.position is not None:
+            return not self._is_foreign(start.position)
+        return start.kind == "live" or all(part.pages is None for part in self.parts)
+
     def subscribe(
         self, encoding: Encoding, start: Start, outlet: Outlet, *, unretained: bool = False
     ) -> Subscription:
@@ -274,10 +283,10 @@ class Feed:
         place = self.place(start)
         if unretained and place.gap is None:
             place = self._unretained(place)
-        if len(str(place.vector)) > MAX_POSITION_TEXT:
+        lanes = len(place.vector.marks)
+        if lanes > 1 and len(str(place.vector)) > MAX_POSITION_TEXT:
             raise BadPosition(
-                f"positions of {len(place.vector.marks)} destinations together would be too long "
-                "to resume with",
+                f"positions of {lanes} destinations together would be too long to resume with",
                 "subscribe to fewer of them on one connection",
             )
         cohort = self.cohorts.get(encoding)
@@ -340,12 +349,13 @@ class Feed:
         if upstream is None:
             return self.log.head.position()
         head = self.log.head.marks
-        # In the moment in which lanes are added one of the two is longer.
-        ahead = (
-            Mark(mark.epoch, max(mark.offset, offset))
+        # In the moment in which lanes are added one of the two is longer. Who comes to a quiet
+        # feed, nearly everybody, gets the head's own marks.
+        ahead = [
+            mark if offset <= mark.offset else Mark(mark.epoch, offset)
             for mark, offset in zip(head, upstream, strict=False)
-        )
-        return Position((*ahead, *head[len(upstream) :]))
+        ]
+        return Position(ahead + head[len(upstream) :])
 
     def covers(self, vector: Vector) -> bool:
         """Tell whether the feed stands everywhere where a vector does, or after it."""

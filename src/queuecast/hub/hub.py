@@ -162,6 +162,26 @@ class Hub:
         finally:
             held.holds -= 1
 
+    def subscribe_at_once(
+        self,
+        destinations: Sequence[Destination],
+        encoding: Encoding,
+        start: Start,
+        outlet: Outlet,
+    ) -> Subscription | None:
+        """Subscribe where nothing has to be waited for; None: `subscribe` has to be asked.
+
+        Nearly everybody comes to a feed that is open, and needs no task for it. Raises
+        BadPosition, Unavailable.
+        """
+        held = self._held.get(tuple(destinations))
+        if held is None or held.state != "open" or self._closed:
+            return None
+        if not held.feed.is_at_hand(start):
+            return None
+        held.idle_since = None  # polls come and go between two sweeps
+        return held.feed.subscribe(encoding, start, outlet)
+
     async def sweep(self) -> None:
         """Once a second: close feeds that nobody uses, apply age and the node's bound."""
         for hub in self._all():

@@ -422,8 +422,10 @@ class Log:
 
     def _epochs(self, lane: int) -> list[str]:
         """The numberings of a lane, in their order."""
-        later = [epoch for _, changed, epoch in self._changes if changed == lane]
-        return [self.start.marks[lane].epoch, *later]
+        first = self.start.marks[lane].epoch
+        if not self._changes:
+            return [first]
+        return [first, *(epoch for _, changed, epoch in self._changes if changed == lane)]
 
     def _vector_at(self, seq: int) -> Vector:
         """The place before seq (one lane only)."""

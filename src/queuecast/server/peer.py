@@ -15,10 +15,10 @@ def peer_address(headers: Mapping[str, str], transport: asyncio.BaseTransport | 
     """Return a client's address, "" where it is not known. headers: lower-case names."""
     if transport is None:
         return ""
-    if is_handed(transport):
-        return headers.get(HANDED, "")
     peer = transport.get_extra_info("peername")
-    return str(peer[0]).partition("%")[0] if isinstance(peer, tuple) and peer else ""
+    if isinstance(peer, tuple) and peer:  # a Unix socket's is text
+        return str(peer[0]).partition("%")[0]
+    return headers.get(HANDED, "") if is_handed(transport) else ""
 
 
 def is_handed(transport: asyncio.BaseTransport) -> bool:

@@ -162,6 +162,24 @@ class Session:
         self.subscriptions = (*self.subscriptions, subscription)
         return subscription
 
+    def subscribe_at_once(
+        self, destinations: tuple[Destination, ...], encoding: Encoding, start: Start
+    ) -> Subscription | None:
+        """As `subscribe`, where nothing has to be waited for and nothing is wrong.
+
+        None: ask `subscribe`, which waits, or says what is wrong.
+        """
+        try:
+            self._check_room()
+            for destination in destinations:
+                self.services.allow(self.identity, "subscribe", destination)
+            subscription = self.services.hub.subscribe_at_once(destinations, encoding, start, self)
+        except QueuecastError:
+            return None
+        if subscription is not None:
+            self.subscriptions = (*self.subscriptions, subscription)
+        return subscription
+
     async def consume(
         self,
         destination: Destination,

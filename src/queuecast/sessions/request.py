@@ -6,8 +6,9 @@ The parameters mean the same on SSE, WebSocket and long poll (docs/protocols.md)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from urllib.parse import parse_qs
+
+import msgspec
 
 from ..auth.identity import ANONYMOUS, Identity
 from ..destination import Destination, path_text
@@ -19,8 +20,7 @@ from .lease import parse_lease
 MAX_PARAMETERS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class SubscribeRequest:
+class SubscribeRequest(msgspec.Struct, frozen=True):
     """A subscription asked for in a URL.
 
     destinations: what was named, in order.

@@ -78,14 +78,30 @@ class WebSocketSession(OrderedSession[frames.Event]):
     def start(self) -> None:
         assert self._request is not None
         (request, key, extension), self._request = self._request, None
+        opening = handshake_response(key, headers=request.cors, extension=extension)
+        if self._begin_at_once(request, opening):
+            return
         # What comes right behind the handshake waits until the subscriptions are live.
         self.busy = True
         self.update_reading()
-        self.spawn(partial(self._begin, request, key, extension), "WebSocket")
+        self.spawn(partial(self._begin, request, opening), "WebSocket")
 
-    async def _begin(self, request: SubscribeRequest, key: str, extension: str | None) -> None:
+    def _begin_at_once(self, request: SubscribeRequest, opening: bytes) -> bool:
+        """Answer what nearly everybody asks for, without a task; returns whether it could."""
+        destination = self._target
+        if destination is None or request.ack or not destination.is_shared:
+            return False
+        encoding = WebSocketEncoding(deflate=self.deflate)
+        subscription = self.subscribe_at_once((destination,), encoding, request.start)
+        if subscription is None:
+            return False
+        self.write(opening)
+        self._open = True
+        subscription.flow()
+        return True
+
+    async def _begin(self, request: SubscribeRequest, opening: bytes) -> None:
         services = self.services
-        opening = handshake_response(key, headers=request.cors, extension=extension)
         bare = request.in_path and not request.envelope
         try:
             if bare and request.ack:

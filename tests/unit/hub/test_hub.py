@@ -7,7 +7,9 @@ import pytest
 from queuecast.destination import Destination
 from queuecast.errors import BadPosition, NotFound, QueuecastError, Unavailable
 from queuecast.hub.log import LogLimits
-from queuecast.position import LIVE, Position
+from queuecast.hub.subscription import Subscription
+from queuecast.position import LIVE, Position, Start
+from tests.support.fake_history import Kept
 from tests.support.fake_runtime import Cancelled, FakePromise
 from tests.support.fake_session import FakeOutlet
 
@@ -38,6 +40,61 @@ def test_an_open_feed_takes_no_turn_to_join() -> None:
     task = rig.ask("a")
     rig.runtime.turn()
     assert task.done
+
+
+def test_at_once_needs_an_open_feed() -> None:
+    rig = HubRig(kept={"kept": Kept("e")})
+    a = [Destination.parse("/topic/a")]
+
+    def at_once(start: Start = LIVE, name: str = "a") -> Subscription | None:
+        destinations = [Destination.parse(f"/topic/{name}")]
+        return rig.hub.subscribe_at_once(destinations, PLAIN, start, FakeOutlet())
+
+    assert at_once() is None
+    assert rig.readers == [], "it opens none"
+    rig.opening = FakePromise()
+    task = rig.ask("a")
+    rig.runtime.settle()
+    assert at_once() is None, "not while it is opening"
+    rig.opening.set_result(None)
+    rig.runtime.settle()
+    outlet = FakeOutlet()
+    subscription = rig.hub.subscribe_at_once(a, PLAIN, LIVE, outlet)
+    assert subscription is not None
+    subscription.flow()
+    rig.reader("a").send("x")
+    rig.runtime.settle()
+    assert outlet.bodies() == task.result().bodies() == ["x"]
+    assert at_once(Start("last", count=1)) is not None, "the log is all there is"
+    # Where the broker has a history, only places that need no search in it.
+    rig.opening = None
+    rig.subscribe("kept")
+    assert at_once(Start("last", count=1), "kept") is None
+    assert at_once(Start("first"), "kept") is None
+    assert at_once(name="kept") is not None
+    assert at_once(since("e-0"), "kept") is not None
+    assert at_once(since("f-0"), "kept") is None, "what a strange place means is asked elsewhere"
+    with pytest.raises(BadPosition):
+        at_once(since("e-0,f-0"))
+    rig.fail("a", Unavailable("gone"))
+    assert at_once() is None
+    rig.runtime.run(rig.hub.close())
+    assert at_once(name="kept") is None
+
+
+def test_who_joins_at_once_keeps_a_lingering_feed() -> None:
+    rig = HubRig(linger=60)
+    for each in rig.subscribe("a").subscriptions:
+        each.close()
+    rig.sweep(1)
+    rig.sweep(59)
+    found = rig.hub.subscribe_at_once([Destination.parse("/topic/a")], PLAIN, LIVE, FakeOutlet())
+    assert found is not None
+    found.close()
+    rig.sweep(2)
+    assert not rig.readers[0].closed
+    rig.sweep(60)
+    assert rig.readers[0].closed
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,16 @@ frame (none when the body is empty). RabbitMQ writes them together, so nearly al
 all three, and they become a `Message` without any of pika's objects. What is not so plain (a body
 in several frames or reads, a consumer that pika rejects for, what is malformed) is pika's as
 before, frame by frame, in the order in which it came.
+
+What is written is pika's, but for the number of writes: pika gives each frame to the kernel alone,
+three for a message. Here what gathers until the socket is writable goes together.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +32,8 @@ OnMessage = Callable[[Message, int], None]
 
 # Bytes of one read. pika's 4,096 cut a delivery in two for every dozen of them.
 _READ = 64 * 1024
+# Bytes from which on what is to be written is no longer joined: a copy of each is enough.
+_WRITE = 64 * 1024
 # Names kept as text, for each connection: a publisher can make up as many as it likes.
 _MAX_NAMES = 4096
 _METHOD, _HEADER, _BODY = 1, 2, 3
@@ -39,6 +45,19 @@ _CONTENT = struct.Struct(">BHLHHQ")  # _HEAD, class, weight, size of the body
 _CONTENT_HEAD = struct.Struct(">HHQ")
 _DELIVER_ID: int = pika.spec.Basic.Deliver.INDEX
 _BASIC: int = pika.spec.Basic.INDEX
+
+
+class _Frames(deque[bytes | bytearray]):
+    """pika's queue of what is to be sent, which takes one call for each item; frames are joined."""
+
+    def append(self, data: bytes | bytearray) -> None:
+        if not self or len(self[-1]) >= _WRITE:
+            super().append(data)
+            return
+        last = self[-1]
+        if not isinstance(last, bytearray):
+            last = self[-1] = bytearray(last)
+        last += data
 
 
 class Consumer:
@@ -81,6 +100,7 @@ class Connection(AsyncioConnection):  # type: ignore[misc]
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = _READ
+        transport._tx_buffers = _Frames()
         super()._proto_connection_made(transport)
 
     def _on_data_available(self, data_in: bytes) -> None:

@@ -20,7 +20,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils.io_services_utils import _AsyncTransportBase
 from pika.spec import Basic, BasicProperties
 
-from queuecast.brokers.rabbitmq.deliveries import Connection, Consumer
+from queuecast.brokers.rabbitmq.deliveries import _WRITE, Connection, Consumer, _Frames
 from queuecast.message import Message, Properties
 
 CHANNELS = (1, 2, 3)
@@ -345,3 +345,40 @@ def test_names_that_are_ever_new_do_not_pile_up(loop: asyncio.AbstractEventLoop)
 def test_pika_reads_as_much_at_once_as_it_is_told() -> None:
     """A private name of pika's: reading would work without it, but slower."""
     assert isinstance(_AsyncTransportBase._MAX_RECV_BYTES, int)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(1, 100),
+            st.sampled_from((_WRITE - 1, _WRITE, _WRITE + 1)),
+            st.none(),  # the kernel takes some of the first item, as pika's _produce does it
+        ),
+        max_size=40,
+    )
+)
+def test_what_is_written_is_joined_and_stays_in_order(sizes: list[int | None]) -> None:
+    frames = _Frames()
+    sent, written = bytearray(), bytearray()
+    for number, size in enumerate(sizes):
+        if size is None:
+            if frames:
+                first = frames.popleft()
+                sent += first[: len(first) // 2]
+                if rest := first[len(first) // 2 :]:
+                    frames.appendleft(rest)
+            continue
+        data = bytes((number,)) * size
+        frames.append(data)
+        written += data
+        assert data == bytes((number,)) * size
+    assert sent + b"".join(frames) == written
+    assert all(0 < len(each) <= 2 * _WRITE for each in frames)
+    assert all(len(each) >= _WRITE for each in list(frames)[1:-1])
+
+
+def test_a_message_is_one_write() -> None:
+    frames = _Frames()
+    for frame in (b"method", b"header", b"body", b"ack"):
+        frames.append(frame)
+    assert list(frames) == [b"methodheaderbodyack"]
