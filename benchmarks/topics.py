@@ -51,7 +51,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 def runs(
     bench: Bench, wire: str, count: int, topics: int, subscriptions: int = 1
 ) -> list[list[Run]]:
-    """Return the rounds of null server and gateway, for each subscription as many messages.
+    """Return the rounds of null server and gateway, both with as many messages a subscription.
 
     What another part has measured in this run is not measured again.
     """
