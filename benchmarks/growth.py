@@ -23,7 +23,7 @@ _RATE = 100.0
 # Connections that more destinations than those are spread over, by their subscriptions.
 _SUBSCRIPTIONS = 100
 # Connections from which memory is measured.
-_REMEMBERED = 1000
+_MEASURABLE = 1000
 # Of the curve of sizes.
 _SIZED = 100
 # Bytes of a tick, so that every size is as long under way.
@@ -66,7 +66,7 @@ def _subscribers(bench: Bench) -> Iterator[Row | Curve]:
                 p99[name].append((count, found.p99 * 1e3))
                 rig.close()
     # Fewer fit into what a server has anyway, and would be noise.
-    for count in [each for each in counts if each >= _REMEMBERED] or counts[-1:]:
+    for count in [each for each in counts if each >= _MEASURABLE] or counts[-1:]:
         bytes_each = per_connection(SERVERS[1], "ws", count)
         memory.append((count, max(1.0, bytes_each) / 1e3))
     x = "WebSocket subscribers"

@@ -37,8 +37,9 @@ _BUFFER = 256 * 1024
 _SAMPLE = 8
 # Bytes that a sample's stream may have, so that it fits in memory.
 KEPT = 64 << 20
-# Connections opened at a time; the listen queue holds more.
-_WAVE = 200
+# Connections opened at a time, and subscriptions; the listen queue holds more, and an answer to
+# one must not wait for very many others.
+_WAVE, _SUBSCRIBED = 200, 2000
 # Seconds after which what has not come will not come, and after which nothing more will.
 _SILENCE = 20.0
 _SETTLED = 0.05
@@ -90,8 +91,9 @@ class Receiver:
         if since:
             self.begin(stamped=False)
         started = time.monotonic()
-        for wave in range(first, first + count, _WAVE):
-            numbers = range(wave, min(wave + _WAVE, first + count))
+        at_once = max(1, min(_WAVE, _SUBSCRIBED // subscriptions))
+        for wave in range(first, first + count, at_once):
+            numbers = range(wave, min(wave + at_once, first + count))
             chosen = []
             for number in numbers:
                 begin = number * subscriptions
