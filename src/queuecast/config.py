@@ -299,13 +299,22 @@ def _file(file: str | None, environ: Mapping[str, str], directory: Path) -> Path
     return path if path.is_file() else None
 
 
+# What hints and this file's errors write in one line: [[queue]] name = "orders".
+_HEADER_AND_MORE = re.compile(r"^\s*\[[^\]\n]+\]+[ \t]*[^\s#\]]", re.MULTILINE)
+
+
 def _toml(path: Path) -> dict[str, Any]:
+    text = ""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+        hint = (
+            "[…] and each key stand on lines of their own" if _HEADER_AND_MORE.search(text) else ""
+        )
+        raise ConfigError(f"{path} is not TOML: {error}", hint) from None
 
 
 def _destination(text: str, where: str) -> Destination:

@@ -30,6 +30,10 @@ def refused(tmp_path: Path, toml: str = "", env: dict[str, str] | None = None, *
     return str(caught.value)
 
 
+def test_a_header_on_a_line_of_its_own_is_not_blamed(tmp_path: Path) -> None:
+    assert "own" not in refused(tmp_path, '[[queue]]  # ours\nname = "orders\n')
+
+
 def test_defaults_are_valid_and_listen_on_loopback() -> None:
     config = Config().check()
     assert (config.server.host, config.server.port) == ("127.0.0.1", 15674)
@@ -234,6 +238,7 @@ def test_stomp_may_be_beside_an_alias_but_sockjs_not_above_one(tmp_path: Path) -
         ("[server]\norigins = ['https://a.example/']", ["server.origins[0]", "not an origin"]),
         ("[server]\ntrusted_proxies = ['10.0.0.0/99']", ["server.trusted_proxies[0]"]),
         ("[server", ["is not TOML"]),
+        ('[[allow]] who = "x" subscribe = ["/topic/#"]', ["is not TOML", "lines of their own"]),
     ],
 )
 def test_what_is_refused_names_the_setting_and_what_is_allowed(
