@@ -1,6 +1,7 @@
 """The examples do what they say."""
 
 import asyncio
+import contextlib
 import functools
 import http.server
 import importlib.util
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from playwright.async_api import Page, Route
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+GATEWAY = "http://127.0.0.1:15674"
+ANYWHERE = {"access-control-allow-origin": "*"}
 
 
 def load(name: str, url: str) -> ModuleType:
@@ -63,10 +66,10 @@ def plain() -> Iterator[RunningGateway]:
         yield running
 
 
-@pytest.fixture
-def site() -> Iterator[str]:
-    """The examples' folder on a web server of its own, as page.html says."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(EXAMPLES))
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A folder on a web server of its own, as page.html says."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -76,6 +79,12 @@ def site() -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    with served(EXAMPLES) as url:
+        yield url
 
 
 def test_publish_http(plain: RunningGateway) -> None:
@@ -158,6 +167,37 @@ async def test_the_page_opens_again_after_a_proxys_502(page: "Page", site: str) 
         await page.wait_for_function("events.readyState === EventSource.OPEN")
         assert not answers
         await asyncio.to_thread(running.publish, "/exchange/rabbitmq/zjj", "live again")
+        await page.get_by_text("live again").wait_for()
+
+
+@pytest.mark.browser
+async def test_the_page_in_the_readme_opens_again_where_it_was(
+    page: "Page", tmp_path: Path
+) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
+    code = readme.partition("```html\n")[2].partition("```")[0]
+    asked: list[str] = []
+
+    async def answer(route: "Route") -> None:
+        asked.append(route.request.url.partition("?")[2])
+        if len(asked) == 1:
+            body = "retry: 10\nid: 5f0c-7\ndata: once\n\n"
+            await route.fulfill(body=body, content_type="text/event-stream", headers=ANYWHERE)
+        elif len(asked) == 2:
+            await route.fulfill(status=502)
+        else:
+            await route.continue_()
+
+    with gateway() as running, served(tmp_path) as url:
+        html = '<!doctype html><meta charset="utf-8">' + code
+        (tmp_path / "page.html").write_text(html.replace(GATEWAY, running.url), "utf-8")
+        await page.route("**/sse/**", answer)
+        async with page.expect_response(lambda found: "since=" in found.url) as opened:
+            await page.goto(f"{url}/page.html")
+        assert (await opened.value).status == 200
+        # The browser came again by itself, and gave up at the 502.
+        assert asked == ["last=1", "last=1", "since=5f0c-7"]
+        await asyncio.to_thread(running.publish, "/topic/hello", "live again")
         await page.get_by_text("live again").wait_for()
 
 
