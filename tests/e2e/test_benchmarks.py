@@ -204,7 +204,11 @@ class TestTable:
         assert "Cost, subscribers 1,000" in text
 
     def test_keeps_the_gateway_apart_from_the_null_server(self) -> None:
-        of: dict[str, list[Point]] = {"gateway p50": [(1, 2.0)], "gateway p99": [(1, 5.0)], "null server p99": [(1, 7.0)]}
+        of: dict[str, list[Point]] = {
+            "gateway p50": [(1, 2.0)],
+            "gateway p99": [(1, 5.0)],
+            "null server p99": [(1, 7.0)],
+        }
         text = table(Figures("a machine", curves=[Curve("growth", "L", "x", "ms", of)]))
         cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
         found = [line[1:7] for line in cells if line[1:2] and line[1].startswith("**growth**")]

@@ -92,7 +92,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   /** @type {any} */ let link = null;
   /** @type {any} */ let timer = 0;
   /** @type {any} */ let watch = 0;
-  let quiet = 0, count = 0, choice = 0, failures = 0;
+  let quiet = 0, count = 0, choice = 0, failures = 0, spare = 0;
 
   const transport = () => transports[choice % transports.length];
   /** @param {Interest} interest */
@@ -123,6 +123,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
 
   function opened() {
     failures = 0;
+    spare = 1;
     become(OPEN);
     for (const { command } of publishes.values()) say(command);
   }
@@ -147,13 +148,14 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
     old?.close();
   }
 
-  // One that never opened gives way to the next transport, if there is a gateway to be reached.
+  // One that never opened gives way to the next transport, if there is a gateway to be reached. One
+  // that did before may fail once more: the gateway may have come back in between.
   function lost() {
     if (state === ENDED) return;
     if (state === CONNECTING) {
       const next = choice + 1;
       fetch(below("readyz"), { mode: "no-cors" })
-        .then(({ status }) => { if (status < 500 && !link) choice = next; }, () => {});
+        .then(({ status }) => { if (status < 500 && !link && --spare < 0) choice = next; }, () => {});
     }
     drop();
     soon(Math.min(LONGEST, retry * 2 ** failures++) * (0.5 + Math.random() / 2));
@@ -452,7 +454,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
         : { body };
       return new Promise((resolve, reject) => {
         const late = setTimeout(() => settle({
-          code: "outcome_unknown", text: "no answer came in time", retry: true,
+          code: "outcome_unknown", text: "no answer in time", retry: true,
         }), patience);
         /** @param {any} [problem] */
         const settle = (problem) => {
