@@ -47,9 +47,14 @@ class BrokerHouse(House):
 
 @dataclass
 class Item:
-    """A message of the model's queue. seen: some client has had it."""
+    """A message of the model's queue. seen: some client has had it.
+
+    place: in the order in which messages were published, which is not that of their numbers: what a
+    transaction sends is published when it is committed.
+    """
 
     number: int
+    place: int = 0
     seen: bool = False
     perhaps: bool = False  # handed to a client that went without reading it
     holder: Sub | None = None
@@ -73,7 +78,7 @@ class Sub:
     queue: str = ""  # an own queue's: "" for one that goes with the subscription
     owns: bool = False
     held: dict[str, int] = field(default_factory=dict)  # message-id -> number, as delivered
-    newest: int = 0
+    newest: int = 0  # the place of the last one that was not redelivered
     expected: list[int] = field(default_factory=list)
     got: list[int] = field(default_factory=list)
 
@@ -108,24 +113,26 @@ class Model:
         self.lines = {name: Line() for name in NAMED}  # by the name of the queue
         self.declared: set[str] = set()
         self.sent = 0
+        self.published = 0
         self.receipts = 0
 
     # -- what happens, in the model -------------------------------------------------------
 
     def append(self, destination: str, number: int) -> None:
+        self.published += 1
         if destination == TOPIC:
             for page in self.pages:
                 for sub in page.listed:
                     if sub.line is None:
                         sub.expected.append(number)
                     elif sub.owns and not sub.queue:
-                        sub.line.items[number] = Item(number)
+                        sub.line.items[number] = Item(number, self.published)
             if DURABLE in self.lines:
-                self.lines[DURABLE].items[number] = Item(number)
+                self.lines[DURABLE].items[number] = Item(number, self.published)
         else:
             name = destination.rpartition("/")[2]
             self.declared.add(name)
-            self.lines[name].items[number] = Item(number)
+            self.lines[name].items[number] = Item(number, self.published)
 
     def give_back(self, page: Page, sub: Sub) -> None:
         if sub.line is None:
@@ -224,8 +231,8 @@ class Model:
         assert redelivered or not item.seen
         assert item.seen or item.perhaps or not redelivered
         if not redelivered:
-            assert number > sub.newest, "out of order"
-            sub.newest = number
+            assert item.place > sub.newest, "out of order"
+            sub.newest = item.place
         item.seen = True
         if sub.mode == "auto":
             assert "ack" not in headers
