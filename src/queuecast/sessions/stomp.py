@@ -189,10 +189,6 @@ class StompSession(OrderedSession[Incoming]):
             host = None
         if host is not None and len(host.encode()) > _LONGEST_NAME:
             raise StompError("Bad CONNECT", "The virtual host's name is too long\n")
-        account = self.services.recall(user, passcode, host, loopback=self._peer.loopback)
-        if account is not None:
-            self._logged_in(account, version, beats)
-            return
         # What the client says after it waits until this is answered.
         self.busy = True
         self.spawn(partial(self._log_in, frame, version, beats, user, passcode, host), "log in")

@@ -128,9 +128,6 @@ class Subscriptions:
                 alias or stomp_destination(destination),
                 alias is not None,
             )
-            place = _Place(tag, id, destination)
-            if self._open_at_once(frame, place, encoding, start):
-                return
             opening = partial(self._open_feed, destination, encoding, start)
         elif positions:
             raise BadRequest(
@@ -183,21 +180,12 @@ class Subscriptions:
         except QueuecastError as error:
             session.answer_error(error, frame)
         else:
-            self._answer(frame, place, subscription, *more)
+            self._enter(place, subscription)
+            session.receipt(frame, *more)
+            self._flow(subscription)
         finally:
             session.busy = False
             session.process()
-
-    def _answer(
-        self,
-        frame: Frame,
-        place: _Place,
-        subscription: Subscription | StompConsumer,
-        *more: tuple[str, str],
-    ) -> None:
-        self._enter(place, subscription)
-        self._session.receipt(frame, *more)
-        self._flow(subscription)
 
     def _enter(self, place: _Place, subscription: Subscription | StompConsumer) -> None:
         self._known[place.tag] = _Known(place.id, place.destination, subscription)
@@ -213,22 +201,13 @@ class Subscriptions:
             # It ended in the moment in which it began, when it was not known here yet.
             self.failed(subscription, QueuecastError("the subscription was cancelled"))
 
-    def _open_at_once(
-        self, frame: Frame, place: _Place, encoding: StompEncoding, start: Start
-    ) -> bool:
-        """Join a feed without a task; returns whether nothing had to be waited for."""
-        session = self._session
-        subscription = session.subscribe_at_once((place.destination,), encoding, start)
-        if subscription is None:
-            return False
-        self._answer(frame, place, subscription, *_place_of(subscription))
-        return True
-
     async def _open_feed(
         self, destination: Destination, encoding: StompEncoding, start: Start
     ) -> _Opened:
         subscription = await self._session.subscribe((destination,), encoding, start)
-        return subscription, _place_of(subscription)
+        if not subscription.told:
+            return subscription, ()
+        return subscription, (("position", str(subscription.position())),)
 
     async def _open_queue(self, consumer: StompConsumer, prefetch: int | None) -> _Opened:
         self.own.use(consumer.spec.queue)
@@ -326,11 +305,6 @@ class Subscriptions:
             self._session.drop_subscription(subscription)
         else:
             self._session.drop_work(subscription)
-
-
-def _place_of(subscription: Subscription) -> tuple[tuple[str, str], ...]:
-    """Return the RECEIPT's header that says where a subscription begins."""
-    return (("position", str(subscription.position())),) if subscription.told else ()
 
 
 def named_destination(
