@@ -39,16 +39,36 @@ class Session(Protocol):
     def connection_lost(self) -> None: ...
 
 
+class Nobody:
+    """The session of a socket whose client has not said yet what it wants."""
+
+    __slots__ = ()
+
+    kind = "nobody"
+
+    def start(self) -> None: ...
+    def receive_data(self, data: bytes, /) -> None: ...
+    def eof_received(self) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def heartbeat(self, now: float, /) -> None: ...
+    def disconnect(self, reason: Disconnect, /) -> None: ...
+    def connection_lost(self) -> None: ...
+
+
+NOBODY = Nobody()
+
+
 class Connection(asyncio.Protocol):
     """Hands what happens on a socket to its session."""
 
     __slots__ = ("_connections", "closing", "session", "slot", "transport")
 
-    def __init__(
-        self, connections: Connections, transport: asyncio.Transport, session: Session
-    ) -> None:
+    transport: asyncio.Transport
+
+    def __init__(self, connections: Connections, session: Session = NOBODY) -> None:
+        """transport: the socket's, set by who has it, before the session is."""
         self._connections = connections
-        self.transport = transport
         self.session = session
         self.slot = 0
         self.closing = False
@@ -106,22 +126,34 @@ class Connections:
         paused: the transport's buffer is full from what was there before. release: called
         before the session starts, it ends who had the transport before.
         """
-        connection = Connection(self, transport, session)
+        connection = Connection(self)
+        connection.transport = transport
+        transport.set_protocol(connection)
+        if release is not None:
+            release()
+        self.settle(connection, session, rest, paused=paused)
+        return connection
+
+    def settle(
+        self, connection: Connection, session: Session, rest: bytes = b"", *, paused: bool = False
+    ) -> None:
+        """Give a connection that has its socket already its session; as `adopt`.
+
+        A socket's protocol is changed only where it must be: uvloop stops reading for it and
+        begins again, which is two calls of the kernel.
+        """
+        connection.session = session
         connection.slot = self._next_slot
         # Round robin: heartbeats stay spread evenly even when everybody came at once.
         self._next_slot = (self._next_slot + 1) % len(self._wheel)
         self._wheel[connection.slot][connection] = None
         self.kinds[session.kind] = self.kinds.get(session.kind, 0) + 1
-        transport.set_protocol(connection)
-        transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        if release is not None:
-            release()
+        connection.transport.set_write_buffer_limits(high=WRITE_BUFFER)
         if paused:
             session.pause_writing()
         session.start()
         if rest:
             session.receive_data(rest)
-        return connection
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that is gone."""

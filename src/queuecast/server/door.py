@@ -13,7 +13,7 @@ from typing import cast
 
 from ..codecs.http1 import HeadError, HeadParser, RequestHead, error_body
 from ..codecs.websocket_handshake import HandshakeError, check_upgrade
-from .connection import Connections
+from .connection import NOBODY, Connection, Connections
 from .gate import Gate
 from .limits import ServerLimits
 from .push import Push, Way, answer, way_of
@@ -100,24 +100,24 @@ class Doors:
             door.abort()
 
 
-class Door(asyncio.Protocol):
-    """Reads one request head."""
+class Door(Connection):
+    """Reads one request head, and is the session's connection from then on."""
 
-    __slots__ = ("_doors", "_parser", "_spoken", "_transport")
+    __slots__ = ("_doors", "_parser", "_spoken")
 
     def __init__(self, doors: Doors) -> None:
+        super().__init__(doors.connections)
         self._doors = doors
         self._parser: HeadParser | None = None
         self._spoken = False
-        self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self.transport = cast(asyncio.Transport, transport)
         doors = self._doors
         if doors.closed:
             # Loops accept first and make the connection in a later turn.
             doors.sockets.enter()
-            self._transport.abort()
+            self.transport.abort()
             return
         if not doors.sockets.enter():
             self._turn_away()
@@ -127,7 +127,8 @@ class Door(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None:
-            return  # refused: see LINGER
+            self.session.receive_data(data)  # nobody's, where it was refused: see LINGER
+            return
         self._spoken = True
         try:
             head = self._parser.receive_data(data)
@@ -144,6 +145,9 @@ class Door(asyncio.Protocol):
             self._refuse(500, "internal", "internal error, see the gateway's log")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.session is not NOBODY:
+            super().connection_lost(exc)
+            return
         self._doors.left(self)
         self._doors.sockets.leave()
 
@@ -155,18 +159,18 @@ class Door(asyncio.Protocol):
         elif self._parser is not None:
             # Browsers open connections ahead of need; an answer to no question confuses them.
             self._doors.left(self)
-            self._transport.close()
+            self.transport.close()
         else:
             self.abort()
 
     def abort(self) -> None:
         """Cut the client off."""
         self._doors.left(self)
-        self._transport.abort()
+        self.transport.abort()
 
     def _choose(self, head: RequestHead) -> None:
         doors = self._doors
-        transport = self._transport
+        transport = self.transport
         route = doors.gate.route(head.path, head.query)
         way = way_of(route, head.method)
         if way is None or _has_body(head):
@@ -188,13 +192,13 @@ class Door(asyncio.Protocol):
                 return
         session = doors.push.session(transport, route, head.query, head.headers, key)
         doors.left(self)
-        doors.connections.adopt(transport, session, head.rest)
+        doors.connections.settle(self, session, head.rest)
 
     def _hand_over(self, head: RequestHead) -> None:
         self._doors.left(self)
         handler = self._doors.hand_over()
-        self._transport.set_protocol(handler)
-        handler.connection_made(self._transport)
+        self.transport.set_protocol(handler)
+        handler.connection_made(self.transport)
         handler.data_received(head.raw)
 
     def _turn_away(self) -> None:
@@ -203,7 +207,7 @@ class Door(asyncio.Protocol):
             f"{sockets.limit} connections are open, that is the limit: a client was turned away"
         )
         if not sockets.may_answer:
-            self._transport.abort()
+            self.transport.abort()
             return
         text = f"the gateway has {sockets.limit} connections, that is its limit"
         self._refuse(503, "limit", text, retry=True)
@@ -212,7 +216,7 @@ class Door(asyncio.Protocol):
         self, status: int, code: str, text: str, hint: str = "", *, retry: bool = False
     ) -> None:
         self._parser = None
-        transport = self._transport
+        transport = self.transport
         headers = (("Retry-After", "5"),) if retry else ()
         transport.write(answer(status, error_body(code, text, hint, retry), headers))
         if not transport.can_write_eof():
