@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from ..errors import Refused
@@ -23,6 +24,9 @@ from ..errors import Refused
 ALLOWED_HEADERS = "Content-Type, Idempotency-Key, Authorization, Last-Event-ID"
 PREFLIGHT_AGE = 600  # seconds; browsers cap it at two hours and less
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+# Requests of which it is remembered that they passed, and characters of their headers: strangers
+# who invent hosts fill no memory with them.
+_KEPT, _LONGEST_KEPT = 256, 300
 
 
 def is_loopback(host: str) -> bool:
@@ -47,14 +51,21 @@ class OriginCheck:
         self._origins = frozenset(_normal(origin) for origin in origins)
         self._hosts = frozenset(_split_host(_netloc(origin))[0] for origin in self._origins) - {""}
         self._loopback = is_loopback(listen_host)
+        # The pages of a site ask all alike, and thousands at once. Only what passed is kept.
+        self._kept_check = lru_cache(_KEPT)(self._check)
 
     def check(self, headers: Mapping[str, str], *, trusted_proxy: bool = False) -> dict[str, str]:
         """Return the CORS headers to add; raises Refused, its hint is the line to configure."""
-        host = _host(headers, trusted_proxy)
+        host, origin = _host(headers, trusted_proxy), headers.get("origin")
+        site = headers.get("sec-fetch-site", "") if origin is None else ""
+        if len(host) + len(origin or site) > _LONGEST_KEPT:
+            return self._check(host, origin, site).copy()
+        return self._kept_check(host, origin, site).copy()
+
+    def _check(self, host: str, origin: str | None, site: str) -> dict[str, str]:
         self._check_host(host)
-        origin = headers.get("origin")
         if origin is None:
-            self._check_site(headers.get("sec-fetch-site", ""), host)
+            self._check_site(site, host)
             return {"Vary": "Origin"}
         if not self._trusts(origin, host):
             raise Refused(

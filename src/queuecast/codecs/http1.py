@@ -17,7 +17,7 @@ import httptools
 import msgspec
 
 # Section 3: method, target without space or control character, version.
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/(\d)\.(\d)")
+_REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)")
 # RFC 3986, 3.2.2 and 3.2.3, as far as it separates hosts from everything else.
 _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+;=%-]+)(?::[0-9]*)?")
@@ -124,11 +124,10 @@ class HeadParser:
         return HeadError(status, text, hint)
 
     def _read(self, raw: bytes, start: int, end: int) -> RequestHead:
-        line = _REQUEST_LINE.fullmatch(raw, start, raw.index(b"\r\n", start))
+        line = _REQUEST_LINE.fullmatch(raw[start : raw.index(b"\r\n", start)].decode("latin-1"))
         if line is None:
             raise HeadError(400, "bad request line")
-        method, target, major, minor = (part.decode("ascii") for part in line.groups())
-        version = f"{major}.{minor}"
+        method, target, version = line.groups()
         if version not in ("1.0", "1.1"):
             raise HeadError(505, f"HTTP/{version} is not spoken here")
         if "#" in target:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+_HEAD: Final = (
+    "HTTP/1.1 101 Switching Protocols\r\n"
+    "Upgrade: websocket\r\n"
+    "Connection: Upgrade\r\n"
+    "Sec-WebSocket-Accept: "
+)
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -63,7 +68,7 @@ def accept_key(key: str) -> str:
     """Return the Sec-WebSocket-Accept that answers this Sec-WebSocket-Key (4.2.2, 5.4)."""
     # The protocol's own choice of hash: it proves that the server read the handshake, no more.
     digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode("ascii")
+    return binascii.b2a_base64(digest, newline=False).decode("ascii")
 
 
 def handshake_response(
@@ -79,12 +84,7 @@ def handshake_response(
     (deflate.negotiate). A name or value that would break out of
     its line is a ValueError.
     """
-    lines = [
-        "HTTP/1.1 101 Switching Protocols",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        f"Sec-WebSocket-Accept: {accept_key(key)}",
-    ]
+    lines = [_HEAD + accept_key(key)]
     if subprotocol is not None:
         headers = (("Sec-WebSocket-Protocol", subprotocol), *headers)
     if extension is not None:
@@ -97,11 +97,12 @@ def handshake_response(
 
 
 def _has_token(value: str, token: str) -> bool:
-    return any(item.strip().lower() == token for item in value.split(","))
+    value = value.lower()
+    return value == token or any(item.strip() == token for item in value.split(","))
 
 
 def _is_key(key: str) -> bool:
     try:
-        return len(base64.b64decode(key, validate=True)) == 16
+        return len(binascii.a2b_base64(key, strict_mode=True)) == 16
     except (binascii.Error, ValueError):
         return False

@@ -270,7 +270,7 @@ class Feed:
         Raises BadPosition, Unavailable.
         """
         if start.position is not None:
-            return not self._is_foreign(start.position)
+            return self.settle is settled or not self._is_foreign(start.position)
         return start.kind == "live" or all(part.pages is None for part in self.parts)
 
     def subscribe(
@@ -349,8 +349,11 @@ class Feed:
         if upstream is None:
             return self.log.head.position()
         head = self.log.head.marks
-        # In the moment in which lanes are added one of the two is longer. Who comes to a quiet
-        # feed, nearly everybody, gets the head's own marks.
+        # Who comes to a quiet feed, nearly everybody, gets the head's own marks.
+        if len(head) == len(upstream) == 1:
+            [mark], [offset] = head, upstream
+            return Position((mark if offset <= mark.offset else Mark(mark.epoch, offset),))
+        # In the moment in which lanes are added one of the two is longer.
         ahead = [
             mark if offset <= mark.offset else Mark(mark.epoch, offset)
             for mark, offset in zip(head, upstream, strict=False)
@@ -382,10 +385,17 @@ class Feed:
         Raises BadPosition, and Unavailable when another node knows lanes that this one does not.
         """
         position = self._aligned(position)
-        vector = Vector(position)
-        if self.lagging(vector, trusted) is not None:
+        vector, ahead = Vector(position), Vector(self.position())
+        if self.lagging(vector, trusted, ahead) is not None:
             return Place(self.log.next, vector, via="history")
-        return self.log.since(position, Vector(self.position()), self._all_new, trusted)
+        return self.in_log(position, trusted, ahead)
+
+    def in_log(
+        self, position: Position, trusted: Collection[int], ahead: Vector | None = None
+    ) -> Place:
+        """Find the place after one that does not lag; as `lagging`."""
+        ahead = ahead or Vector(self.position())
+        return self.log.since(position, ahead, self._all_new, trusted)
 
     def _conflated(self, position: Position) -> Place | None:
         """Find the place of one who comes back to a feed that conflates; None: as elsewhere."""
@@ -407,9 +417,13 @@ class Feed:
     def _aligned(self, position: Position) -> Position:
         return aligned(position, self.log.head.marks, [part.lanes for part in self.parts])
 
-    def lagging(self, vector: Vector, trusted: Collection[int] = ()) -> Part | None:
-        """Return a part whose history must be read before the log has what follows a place."""
-        ahead: Vector | None = None
+    def lagging(
+        self, vector: Vector, trusted: Collection[int] = (), ahead: Vector | None = None
+    ) -> Part | None:
+        """Return a part whose history must be read before the log has what follows a place.
+
+        ahead: where the feed stands, where that is known.
+        """
         for part in self.parts:
             if part.pages is None:
                 continue

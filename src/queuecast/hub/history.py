@@ -17,6 +17,7 @@ from ..position import Position, Start
 from ..runtime import Promise, Runtime
 from .page import (
     FEED_PAGES,
+    MOST_SOUGHT,
     PAGE_BYTES,
     SHEET_BYTES,
     Asking,
@@ -130,12 +131,18 @@ class Pages:
             self.drop(sheet)  # that there was nothing may be untrue by now
         self.wake()
 
-    def keep(self, sheet: Sheet, key: object, chunk: object, size: int) -> None:
+    def keep(self, sheet: Sheet, key: object, chunk: object, size: int, *, shared: bool) -> None:
         """Keep an encoded part for the page's other readers, if there are any and there is room.
 
+        shared: whoever reads the page as a whole comes to this part. Others are kept for the
+        second one who needs them, and so is any part where one client comes after the other.
         All parts of a page take no more than a page may.
         """
-        if sheet.readers < 2 or sheet not in self._sheets:
+        if sheet not in self._sheets:
+            return
+        if not (shared and sheet.readers > 1) and key not in sheet.sought:
+            if len(sheet.sought) < MOST_SOUGHT:
+                sheet.sought.add(key)
             return
         if sheet.chunk_bytes + size <= SHEET_BYTES and self._budget.take(size):
             sheet.chunks[key] = chunk

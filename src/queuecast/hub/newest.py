@@ -181,5 +181,5 @@ class Conflation:
             if chunk is not None:
                 subscription.vector, data = chunk
                 return data
-        subscription.reached(())
+        subscription.stand(subscription.feed.since(subscription.vector.position()))
         return None

@@ -19,6 +19,9 @@ SHEET_BYTES = 2 * PAGE_BYTES
 # waits for others to read theirs, or to stop reading: a paused client holds none.
 FEED_PAGES = 16
 NODE_PAGE_BYTES = 64 << 20
+# Parts of a page of which it is noted that somebody has read them: strangers who read it with an
+# encoding each, or from a place each, must not fill the memory with that.
+MOST_SOUGHT = 256
 Marks = tuple[Mark, ...]
 
 
@@ -70,7 +73,8 @@ class Holder(Protocol):
 class Sheet:
     """A page as the log would have it; `chunks` are encoded parts that its readers share.
 
-    size: bytes in memory; chunk_bytes: those of the chunks among them.
+    size: bytes in memory; chunk_bytes: those of the chunks among them. sought: what chunks were
+    made for one reader.
     """
 
     __slots__ = (
@@ -83,6 +87,7 @@ class Sheet:
         "gap",
         "readers",
         "size",
+        "sought",
         "start",
     )
 
@@ -96,6 +101,7 @@ class Sheet:
         self.readers = 0
         self.chunks: dict[object, object] = {}
         self.chunk_bytes = 0
+        self.sought: set[object] = set()
         self._borders: list[int] = []
         for message in page.messages:
             size = size_of(message)

@@ -88,6 +88,13 @@ class Replay:
                 return chunk.data
             self._finish(sheet)
 
+    def turn(self) -> None:
+        """Go on behind a page that is read to its end, without any more bytes."""
+        sheet = self._sheet
+        if sheet is not None and self._index == len(sheet.entries):
+            self._finish(sheet)
+            self._next_sheet()
+
     # -- page by page ---------------------------------------------------------------------
 
     def _next_sheet(self) -> Sheet | None:
@@ -97,7 +104,8 @@ class Replay:
             return None
         part = subscription.feed.lagging(subscription.vector, self._trusted)
         if part is None:
-            subscription.reached(self._trusted)
+            position = subscription.vector.position()
+            subscription.stand(subscription.feed.in_log(position, self._trusted))
             return None
         assert part.pages is not None
         self._part = part
@@ -122,14 +130,15 @@ class Replay:
         assert part is not None
         if not sheet.gap or self._told or part.of(subscription.vector) != sheet.asked:
             return None
-        self._told = True
         last = str(subscription.vector)
         vector = subscription.vector.copy()
         vector.marks[part.first : part.first + part.lanes] = sheet.start
-        subscription.vector = vector
         first = str(vector)
+        data = subscription.cohort.encoding.encode_gap(Gap(sheet.gap, last, first), first)
+        self._told = True
+        subscription.vector = vector
         subscription.feed.ticker.stats.gap(sheet.gap)
-        return subscription.cohort.encoding.encode_gap(Gap(sheet.gap, last, first), first)
+        return data
 
     def _chunk(self, sheet: Sheet) -> _Chunk | None:
         """Encode what fits into a write, or take what another reader of the page has encoded."""
@@ -159,8 +168,8 @@ class Replay:
             vector,
         )
         chunk = _Chunk(wanted[count - 1] + 1, after, data)
-        if index == 0 or index in borders:
-            part.pages.keep(sheet, key, chunk, len(data))
+        shared = index == 0 or index in borders
+        part.pages.keep(sheet, key, chunk, len(data), shared=shared)
         return chunk
 
     def _finish(self, sheet: Sheet) -> None:

@@ -14,7 +14,7 @@ A client that is slow, one that resumes and one that asks for a replay are all "
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import QueuecastError, TooSlow
@@ -61,7 +61,8 @@ class Outlet(Protocol):
 
 
 class Subscription:
-    """A cursor. Made by Hub.subscribe; call `flow` once the client has its answer."""
+    """A cursor. Made by Hub.subscribe; call `flow` once the client has its answer, or write what
+    `begin` returns with the answer."""
 
     __slots__ = (
         "closed",
@@ -83,9 +84,10 @@ class Subscription:
         self.gap: Gap | None = None
         self.live = False
         self.closed = False
-        self._stand(place)
+        self.stand(place)
 
-    def _stand(self, place: Place) -> None:
+    def stand(self, place: Place) -> None:
+        """Go on from a place."""
         self.cursor = place.seq
         self.vector = place.vector
         self.gap = place.gap
@@ -159,6 +161,25 @@ class Subscription:
             self.feed.ticker.chase(self)
 
     resume = flow
+
+    def begin(self) -> bytes:
+        """Return what can be written with the answer, in place of the first call of `flow`.
+
+        Who is back after a restart, or joins a feed with a history, gets what it missed in the
+        same write if that is in memory and fits, and is live at once.
+        """
+        catching_up = self.gap or self.skip or self.replay
+        if self.closed or self.outlet.paused or (catching_up is None and self.cohort.join(self)):
+            return b""
+        data = self.step()
+        if data:
+            stats = self.feed.ticker.stats
+            stats.caught_up += 1
+            stats.bytes += len(data)
+            if isinstance(self.replay, Replay):
+                self.replay.turn()
+        self.flow()
+        return data or b""
 
     def pause(self) -> None:
         """Leave the cohort: the connection takes no bytes. The cursor stays where it is."""
@@ -235,10 +256,6 @@ class Subscription:
     def passed(self) -> bool:
         """Tell whether the log has gone past one who reads from it."""
         return not self.live and self.replay is None and self.cursor < self.feed.log.base
-
-    def reached(self, trusted: Collection[int]) -> None:
-        """Go on from the log, which has what follows; trusted as in Log.since."""
-        self._stand(self.feed.since(self.vector.position(), trusted))
 
     def widen(self, marks: Sequence[Mark]) -> None:
         """Begin at these marks in the lanes that the feed has got."""

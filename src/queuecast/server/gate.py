@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..aliases import BARE_VERBS, Aliases
@@ -42,6 +43,9 @@ GUARDED = frozenset((*_VERBS, "ack", "stomp", "sockjs"))
 # What pages load without a browser's saying where they are: scripts, frames and their forms.
 _UNSIGNED = frozenset(("htmlfile", "jsonp", "jsonp_send"))
 _ORIGIN = re.compile(r"https?://[^/?#]+")
+# Requests whose reading is remembered, and their length in characters: strangers can ask for
+# anything, and shall fill no memory with it.
+_KEPT, _LONGEST_KEPT = 512, 1000
 
 
 class Route(NamedTuple):
@@ -83,6 +87,9 @@ class Gate:
         self._paths = paths
         self._is_proxy = is_proxy
         self._throttle = Throttle(logger)
+        # A page's visitors all ask for the same. What it means depends on nothing but the text
+        # and the configuration; whether they may have it is asked each time.
+        self._kept_subscription = lru_cache(_KEPT)(self._subscription)
 
     def route(self, path: str, query: str) -> Route:
         """Choose by the raw path; the prefix may be there or not (a proxy may strip it)."""
@@ -94,9 +101,9 @@ class Gate:
         found = self._sockjs(path, query)
         if found is not None:
             return found
-        for verb in _VERBS:
-            if path.startswith(f"/{verb}") and path[len(verb) + 1 : len(verb) + 2] in ("", "/"):
-                return self._verb(verb, path[len(verb) + 1 :], query)
+        verb = path[1:].partition("/")[0]
+        if verb in _VERBS and path.startswith("/"):
+            return self._verb(verb, path[len(verb) + 1 :], query)
         if path[1:] in _SINGLE:
             return Route(path[1:], "")
         if self._is_alias(path):
@@ -182,10 +189,18 @@ class Gate:
         self, route: Route, query: str, headers: Mapping[str, str], cors: Cors
     ) -> SubscribeRequest:
         """Read a subscription of an admitted request; raises BadRequest and its kin."""
+        asked = (headers.get("last-event-id", ""), headers.get("accept", ""))
+        if len(route.rest) + len(query) + sum(map(len, asked)) > _LONGEST_KEPT:
+            return self._subscription(route, query, *asked, cors)
+        return self._kept_subscription(route, query, *asked, cors)
+
+    def _subscription(
+        self, route: Route, query: str, last_event_id: str, accept: str, cors: Cors
+    ) -> SubscribeRequest:
         return parse_subscribe(
             route.rest,
             query,
-            headers,
+            {"last-event-id": last_event_id, "accept": accept},
             self._services.resolve,
             limit=self._services.limits.subscriptions,
             cors=cors,

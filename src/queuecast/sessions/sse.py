@@ -60,9 +60,9 @@ class SseSession(Session):
         subscription = self.subscribe_at_once(shared, _encoding(request, shared), request.start)
         if subscription is None:
             return False
-        self._write_head(request)
-        self._write_positions()
-        subscription.flow()
+        answer = self._head(request) + self._positions() + subscription.begin()
+        self._streaming = True
+        self.write(answer)
         return True
 
     async def _begin(self, request: SubscribeRequest) -> None:
@@ -74,7 +74,8 @@ class SseSession(Session):
             if request.verdict:
                 self._refuse(_unavailable(error), request)
                 return
-            self._write_head(request)
+            self._streaming = True
+            self.write(self._head(request))
             self.disconnect(for_error(_unavailable(error)))
             return
         except QueuecastError as error:
@@ -83,8 +84,8 @@ class SseSession(Session):
         if request.verdict:
             self._grant(request)
             return
-        self._write_head(request)
-        self._write_positions()
+        self._streaming = True
+        self.write(self._head(request) + self._positions())
         for subscription in self.subscriptions:
             subscription.flow()
         for work in self.work:
@@ -104,14 +105,13 @@ class SseSession(Session):
 
     # -- bytes ----------------------------------------------------------------------------
 
-    def _write_head(self, request: SubscribeRequest) -> None:
+    def _head(self, request: SubscribeRequest) -> bytes:
         lines = [_HEAD]
         lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in request.cors]
-        self.write(b"".join(lines) + b"\r\n" + sse.retry(self.services.retry))
-        self._streaming = True
+        return b"".join(lines) + b"\r\n" + sse.retry(self.services.retry)
 
-    def _write_positions(self) -> None:
-        """Give the client its position before, and between, messages.
+    def _positions(self) -> bytes:
+        """Return what gives the client its position before, and between, messages.
 
         An empty data line and an event type of its own: a bare id would do for browsers, but
         not for every EventSource. With the envelope the data has each destination's own position
@@ -131,8 +131,9 @@ class SseSession(Session):
                     ],
                 }
             )
-        if data or position is not None:
-            self.write(sse.event(data, id=position, event="position"))
+        if not data and position is None:
+            return b""
+        return sse.event(data, id=position, event="position")
 
     def _refuse(self, error: QueuecastError, request: SubscribeRequest) -> None:
         self.write(refusal(error, request.cors))
@@ -154,9 +155,8 @@ class SseSession(Session):
     def heartbeat(self, now: float) -> None:
         if not self._streaming or self.paused:
             return
-        self.write(sse.comment())
-        if all(subscription.live for subscription in self.subscriptions):
-            self._write_positions()
+        live = all(subscription.live for subscription in self.subscriptions)
+        self.write(sse.comment() + (self._positions() if live else b""))
 
     def disconnect(self, reason: Disconnect) -> None:
         if self.closed:

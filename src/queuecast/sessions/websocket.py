@@ -95,9 +95,9 @@ class WebSocketSession(OrderedSession[frames.Event]):
         subscription = self.subscribe_at_once((destination,), encoding, request.start)
         if subscription is None:
             return False
-        self.write(opening)
+        answer = opening + subscription.begin()
         self._open = True
-        subscription.flow()
+        self.write(answer)
         return True
 
     async def _begin(self, request: SubscribeRequest, opening: bytes) -> None:
