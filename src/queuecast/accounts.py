@@ -43,7 +43,11 @@ RECHECK = 60.0
 
 
 class Accounts(Protocol):
-    """Checks logins; `login` is services.Login."""
+    """Checks logins; `login` is services.Login, `recall` services.Recall."""
+
+    def recall(
+        self, user: str, passcode: str, host: str | None, *, loopback: bool
+    ) -> Account | None: ...
 
     async def login(
         self, user: str, passcode: str, host: str | None, *, loopback: bool
@@ -65,8 +69,20 @@ class LocalAccounts:
     def __init__(self, services: Services) -> None:
         self._services = services
 
+    def recall(
+        self, user: str, passcode: str, host: str | None, *, loopback: bool
+    ) -> Account | None:
+        """See services.Recall."""
+        try:
+            return self._check(user, passcode, host, loopback=loopback)
+        except Refused:
+            return None  # `login` says why
+
     async def login(self, user: str, passcode: str, host: str | None, *, loopback: bool) -> Account:
         """See services.Login."""
+        return self._check(user, passcode, host, loopback=loopback)
+
+    def _check(self, user: str, passcode: str, host: str | None, *, loopback: bool) -> Account:
         known = user == "guest" and hmac.compare_digest(passcode.encode(), b"guest")
         if not known:
             raise _access_refused(user)
@@ -158,15 +174,23 @@ class BrokerAccounts:
         self._shared: dict[str | None, SharedFeeds] = {}
         self._closed = False
 
+    def recall(
+        self, user: str, passcode: str, host: str | None, *, loopback: bool
+    ) -> Account | None:
+        """See services.Recall."""
+        if self._closed or (user in self._loopback_users and not loopback):
+            return None
+        entry = self._entries.get(self._key(user, passcode, host))
+        if entry is None or entry.checking:
+            return None
+        return self._known(user, entry)
+
     async def login(self, user: str, passcode: str, host: str | None, *, loopback: bool) -> Account:
         """See services.Login."""
         # Here and not at the broker: it would see our own, perhaps local, address.
         if user in self._loopback_users and not loopback:
             raise Refused("non-loopback access denied")
-        if host == self._default_host:
-            host = None
-        digest = hashlib.blake2b(passcode.encode(), key=self._salt).digest()
-        key = (user, host, digest)
+        key = self._key(user, passcode, host)
         runtime = self._services.runtime
         while True:
             if self._closed:
@@ -176,8 +200,9 @@ class BrokerAccounts:
                 entry = self._admit(key, passcode)
                 runtime.spawn(self._open(key, entry), "open an account")
             elif not entry.checking:
-                if runtime.now() - entry.checked < RECHECK and entry.services is not None:
-                    return self._join(user, entry, entry.services)
+                account = self._known(user, entry)
+                if account is not None:
+                    return account
                 entry.checking = True
                 runtime.spawn(self._recheck(key, entry), "check a login")
             waiter = runtime.promise()
@@ -201,6 +226,16 @@ class BrokerAccounts:
             raise LimitExceeded(f"{self._most} accounts are in use, that is the limit")
         _, key = min(idle, key=lambda each: each[0])
         self._end(key)
+
+    def _key(self, user: str, passcode: str, host: str | None) -> _Key:
+        digest = hashlib.blake2b(passcode.encode(), key=self._salt).digest()
+        return user, None if host == self._default_host else host, digest
+
+    def _known(self, user: str, entry: _Entry) -> Account | None:
+        """Let a session in whose login the broker has found right within the last minute."""
+        if entry.services is None or self._services.runtime.now() - entry.checked >= RECHECK:
+            return None
+        return self._join(user, entry, entry.services)
 
     def _join(self, user: str, entry: _Entry, services: Services) -> Account:
         entry.sessions += 1

@@ -163,6 +163,7 @@ class Gateway:
         self.services.alias = aliases.match
         self.accounts = self._accounts()
         self.services.login = self.accounts.login
+        self.services.recall = self.accounts.recall
         self.server = Server(
             self.services, config, aliases, self._readiness, self._page(), place=self._place
         )

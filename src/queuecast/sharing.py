@@ -123,8 +123,13 @@ class Member:
         start: Start,
         outlet: Outlet,
     ) -> Subscription | None:
-        """Return None: only STOMP has logins, and gains nothing by it."""
-        return None
+        """Join feeds that are open and that this login is known to have the right to."""
+        if any(self._verdicts.at(each) is None for each in destinations):
+            return None
+        subscription = self._feeds.subscribe_at_once(destinations, encoding, start, outlet)
+        if subscription is not None:
+            self._subscriptions.add(subscription)
+        return subscription
 
     def verdict(self, destination: Destination) -> float | None:
         """Return when this login was last found to have the right, if that still holds."""
@@ -219,8 +224,7 @@ class SharedFeeds:
         outlet: Outlet,
     ) -> Subscription:
         """Subscribe somebody who has the right to all of these destinations."""
-        denied = any(self._denied.at(each) is not None for each in destinations)
-        if self._trunk is not None and not denied:
+        if self._trunk is not None and not self._is_denied(destinations):
             asked = self._runtime.now()
             try:
                 return await self._trunk.subscribe(destinations, encoding, start, outlet)
@@ -228,6 +232,23 @@ class SharedFeeds:
                 for destination in destinations:
                     self._denied.add(destination, asked)
         return await self._hub.subscribe(destinations, encoding, start, outlet)
+
+    def subscribe_at_once(
+        self,
+        destinations: Sequence[Destination],
+        encoding: Encoding,
+        start: Start,
+        outlet: Outlet,
+    ) -> Subscription | None:
+        """As `subscribe`, where nothing has to be waited for."""
+        hub = self._hub
+        if self._trunk is not None and not self._is_denied(destinations):
+            hub = self._trunk
+        return hub.subscribe_at_once(destinations, encoding, start, outlet)
+
+    def _is_denied(self, destinations: Sequence[Destination]) -> bool:
+        """Tell whether the URL's user was found to have no right to one of these."""
+        return any(self._denied.at(each) is not None for each in destinations)
 
     async def _open_reader(self, destination: Destination, feed: Feed) -> CloseReader:
         relay = Relay(self, self._runtime, destination, feed)

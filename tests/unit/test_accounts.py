@@ -40,6 +40,8 @@ class FakeBroker:
 
     async def check_login(self) -> None:
         self.checks += 1
+        if self.brokers.wait is not None:
+            await self.brokers.wait
         self._judge()
 
     def _judge(self) -> None:
@@ -237,6 +239,46 @@ def test_a_password_is_asked_of_the_broker_again_after_a_minute() -> None:
     rig.login(passcode="changed")
 
 
+def test_a_login_is_remembered_for_as_long_as_its_verdict() -> None:
+    rig = Rig(loopback_users=("guest",))
+
+    def recall(user: str = "app", passcode: str = "secret", host: str | None = None) -> Any:
+        return rig.accounts.recall(user, passcode, host, loopback=False)
+
+    assert recall() is None
+    first = rig.login()
+    found = recall(host="/")
+    assert found.services is first.services
+    assert recall(passcode="secre") is recall("other") is recall(host="prod") is None
+    assert len(rig.brokers.made) == 1, "the broker is not asked"
+    rig.login("guest", loopback=True)
+    assert recall("guest") is None, "not from elsewhere"
+    # It counts as a session: the account lasts until it leaves.
+    first.leave()
+    rig.runtime.advance(59)
+    rig.pass_time(0)
+    assert not rig.brokers.made[0].closed
+    assert recall() is not None
+    rig.runtime.advance(2)
+    assert recall() is None
+    rig.runtime.run(rig.accounts.close())
+    assert recall() is None
+
+
+def test_no_login_is_remembered_while_it_is_checked() -> None:
+    rig = Rig()
+    rig.login()
+    rig.runtime.advance(61)
+    rig.brokers.wait = rig.runtime.promise()
+    task = rig.runtime.start(rig.accounts.login("app", "secret", None, loopback=False))
+    rig.runtime.settle()
+    assert rig.accounts.recall("app", "secret", None, loopback=False) is None
+    rig.brokers.wait.set_result(None)
+    rig.runtime.settle()
+    task.result()
+    assert rig.accounts.recall("app", "secret", None, loopback=False) is not None
+
+
 def test_a_broker_that_is_away_is_no_refusal() -> None:
     rig = Rig()
     rig.brokers.failure = Unavailable("away")
@@ -286,6 +328,9 @@ def test_the_embedded_brokers_guest(host: str | None) -> None:
     embedded = LocalAccounts(house.services)
     account = house.runtime.run(embedded.login("guest", "guest", host, loopback=True))
     assert account.services is house.services
+    recalled = embedded.recall("guest", "guest", host, loopback=True)
+    assert recalled is not None
+    assert recalled.services is house.services
 
 
 @pytest.mark.parametrize(
@@ -299,7 +344,7 @@ def test_the_embedded_brokers_guest(host: str | None) -> None:
 )
 def test_nobody_else(user: str, passcode: str, host: str | None, loopback: bool, text: str) -> None:
     house = House()
+    accounts = LocalAccounts(house.services)
     with pytest.raises(Refused, match=f"^{text}$"):
-        house.runtime.run(
-            LocalAccounts(house.services).login(user, passcode, host, loopback=loopback)
-        )
+        house.runtime.run(accounts.login(user, passcode, host, loopback=loopback))
+    assert accounts.recall(user, passcode, host, loopback=loopback) is None

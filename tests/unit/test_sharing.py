@@ -143,6 +143,35 @@ def test_a_right_that_is_withdrawn_ends_with_the_verdict() -> None:
     assert outlet.bodies() == ["x"], "what is there goes on"
 
 
+def test_at_once_joins_only_whose_right_is_known() -> None:
+    rig = Rig()
+    member, stranger = rig.feeds.join(Login()), rig.feeds.join(Login(may=False))
+
+    def at_once(who: Member, destination: Destination = A) -> Subscription | None:
+        return who.subscribe_at_once([destination], PLAIN, LIVE, FakeOutlet())
+
+    assert at_once(member) is None
+    rig.subscribe(member)
+    assert at_once(stranger) is None
+    assert at_once(member, Destination.parse("/topic/b")) is None
+    found = at_once(member)
+    assert found is not None
+    # It ends with the login, as the others do.
+    member.end_subscriptions(Refused("no more"))
+    assert found.closed
+    rig.runtime.advance(61)
+    assert at_once(member) is None
+
+
+def test_at_once_joins_what_the_urls_user_reads() -> None:
+    rig = Rig(ours=True)
+    member = rig.feeds.join(Login())
+    outlet = rig.subscribe(member)
+    found = member.subscribe_at_once([A], PLAIN, LIVE, FakeOutlet())
+    assert found is not None
+    assert found.feed is outlet.subscriptions[0].feed is rig.house.hub.feeds[0]
+
+
 def test_those_who_ask_together_are_one_question_and_may_leave() -> None:
     rig = Rig()
     login = Login()

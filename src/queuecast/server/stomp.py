@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import cast
 
 from ..auth.origins import is_loopback
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # What a proxy adds; where one did, the peer's address is not the client's.
 _FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip")
+_LONGEST = 100
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
@@ -49,7 +51,8 @@ def peer_of_request(
     else:
         assert is_proxy is not None
         hops = [hop.strip() for hop in headers.get("x-forwarded-for", "").split(",")]
-        client = next((hop for hop in reversed(hops) if not is_proxy(hop)), "")
+        # As long as an address may be: what stands there is remembered.
+        client = next((hop for hop in reversed(hops) if not is_proxy(hop)), "")[:_LONGEST]
         loopback = _is_own(client)
     name = plain_host(host.strip())
     return Peer(loopback, frozenset((name,)) if name else frozenset())
@@ -135,6 +138,7 @@ class _StompDoor(asyncio.Protocol):
         self._doors.leave()
 
 
+@lru_cache(256)
 def _is_own(address: str) -> bool:
     """Tell whether an address, never a name, is loopback."""
     try:

@@ -111,6 +111,17 @@ class Login(Protocol):
     ) -> Awaitable[Account]: ...
 
 
+class Recall(Protocol):
+    """Lets in whose login was found right just now, without a wait; as Login.
+
+    None: nobody remembers, or it is wrong; `login` will know.
+    """
+
+    def __call__(
+        self, user: str, passcode: str, host: str | None, *, loopback: bool
+    ) -> Account | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """What a login may use. services: with the publish, consume and hub of this very login.
@@ -126,6 +137,11 @@ class Account:
 async def no_login(user: str, passcode: str, host: str | None, *, loopback: bool) -> Account:
     """Refuse every login: nobody has said who may."""
     raise Refused(f"Access refused for user '{user[:255]}'")
+
+
+def no_recall(user: str, passcode: str, host: str | None, *, loopback: bool) -> Account | None:
+    """Remember no login."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +223,7 @@ class Services:
     retry: int = 2000
     alias: Callable[[str], Destination | None] = lambda path: None
     login: Login = no_login
+    recall: Recall = no_recall
     compression: bool = False
     keys: IdempotencyKeys | None = None
     heartbeat: float = 25.0

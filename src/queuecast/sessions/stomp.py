@@ -189,6 +189,10 @@ class StompSession(OrderedSession[Incoming]):
             host = None
         if host is not None and len(host.encode()) > _LONGEST_NAME:
             raise StompError("Bad CONNECT", "The virtual host's name is too long\n")
+        account = self.services.recall(user, passcode, host, loopback=self._peer.loopback)
+        if account is not None:
+            self._logged_in(account, version, beats)
+            return
         # What the client says after it waits until this is answered.
         self.busy = True
         self.spawn(partial(self._log_in, frame, version, beats, user, passcode, host), "log in")
@@ -257,17 +261,26 @@ class StompSession(OrderedSession[Incoming]):
 
     def send(self, command: str, headers: list[tuple[str, str]], body: bytes = b"") -> None:
         """Write a frame; nothing once the connection is closing."""
-        if not self.closing and not self.transport.is_closing():
-            self.write(self._wrapped(command, headers, body))
+        self.write_open(self._wrapped(command, headers, body))
+
+    def write_open(self, data: bytes) -> None:
+        """Write whole frames, if there are any; nothing once the connection is closing."""
+        if data and not self.closing and not self.transport.is_closing():
+            self.write(data)
 
     def _wrapped(self, command: str, headers: list[tuple[str, str]], body: bytes = b"") -> bytes:
         return self.framing.wrap_any(encode_frame(command, headers, body))
 
     def receipt(self, frame: Frame, *more: tuple[str, str]) -> None:
         """Answer a frame that asked for a receipt."""
+        self.write_open(self.receipt_of(frame, *more))
+
+    def receipt_of(self, frame: Frame, *more: tuple[str, str]) -> bytes:
+        """Return the answer of a frame that asked for a receipt, b"" for others."""
         receipt = frame.headers.get("receipt")
-        if receipt is not None:
-            self.send("RECEIPT", [("receipt-id", receipt), *more])
+        if receipt is None:
+            return b""
+        return self._wrapped("RECEIPT", [("receipt-id", receipt), *more])
 
     def answer_error(self, error: StompError | QueuecastError, frame: Frame) -> None:
         """Answer a frame that failed; what AMQP closes a channel for ends the connection."""
@@ -332,11 +345,7 @@ class StompSession(OrderedSession[Incoming]):
 
     def disconnected(self, frame: Frame) -> None:
         """The client leaves in order: everything that it sent is done."""
-        receipt = frame.headers.get("receipt")
-        last = b""
-        if receipt is not None:
-            last = self._wrapped("RECEIPT", [("receipt-id", receipt)])
-        self._leave(last, NORMAL.code, NORMAL.text)
+        self._leave(self.receipt_of(frame), NORMAL.code, NORMAL.text)
 
     def disconnect(self, reason: Disconnect) -> None:
         last = b""

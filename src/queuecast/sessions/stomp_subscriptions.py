@@ -128,6 +128,9 @@ class Subscriptions:
                 alias or stomp_destination(destination),
                 alias is not None,
             )
+            place = _Place(tag, id, destination)
+            if self._open_at_once(frame, place, encoding, start):
+                return
             opening = partial(self._open_feed, destination, encoding, start)
         elif positions:
             raise BadRequest(
@@ -201,13 +204,24 @@ class Subscriptions:
             # It ended in the moment in which it began, when it was not known here yet.
             self.failed(subscription, QueuecastError("the subscription was cancelled"))
 
+    def _open_at_once(
+        self, frame: Frame, place: _Place, encoding: StompEncoding, start: Start
+    ) -> bool:
+        """Join a feed without a task; returns whether nothing had to be waited for."""
+        session = self._session
+        subscription = session.subscribe_at_once((place.destination,), encoding, start)
+        if subscription is None:
+            return False
+        self._enter(place, subscription)
+        receipt = session.receipt_of(frame, *_place_of(subscription))
+        session.write_open(receipt + subscription.begin())
+        return True
+
     async def _open_feed(
         self, destination: Destination, encoding: StompEncoding, start: Start
     ) -> _Opened:
         subscription = await self._session.subscribe((destination,), encoding, start)
-        if not subscription.told:
-            return subscription, ()
-        return subscription, (("position", str(subscription.position())),)
+        return subscription, _place_of(subscription)
 
     async def _open_queue(self, consumer: StompConsumer, prefetch: int | None) -> _Opened:
         self.own.use(consumer.spec.queue)
@@ -305,6 +319,11 @@ class Subscriptions:
             self._session.drop_subscription(subscription)
         else:
             self._session.drop_work(subscription)
+
+
+def _place_of(subscription: Subscription) -> tuple[tuple[str, str], ...]:
+    """Return the RECEIPT's header that says where a subscription begins."""
+    return (("position", str(subscription.position())),) if subscription.told else ()
 
 
 def named_destination(

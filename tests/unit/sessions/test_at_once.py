@@ -11,10 +11,11 @@ from queuecast.destination import Destination
 from queuecast.position import Position, Start
 from queuecast.sessions.base import Session
 from queuecast.sessions.request import SubscribeRequest
+from queuecast.sessions.services import Account
 from queuecast.sessions.sse import SseSession
 from queuecast.sessions.websocket import WebSocketSession
 
-from .stomp_rig import FakeTransport, House
+from .stomp_rig import FakeTransport, House, frames, logged_in, stomp
 
 A = Destination.parse("/topic/a")
 BARE = SubscribeRequest((A,), in_path=True)
@@ -115,3 +116,43 @@ def test_who_is_refused_is_refused_as_ever(make: Make, why: str) -> None:
     assert not session.subscriptions
     assert session.closed
     assert b"one" not in transport.written
+
+
+def test_stomp_subscribes_at_once() -> None:
+    house, first = logged_in()
+    first.say("SUBSCRIBE", id="1", destination="/topic/a", receipt="r")
+    client = house.fresh()
+    tasks = len(house.runtime.tasks)
+    client.session.receive_data(
+        stomp("SUBSCRIBE", id="1", destination="/topic/a", receipt="r")
+        + stomp("SUBSCRIBE", id="1", destination="/topic/a", receipt="again")
+    )
+    receipt, error = client.got()
+    assert (receipt.command, error.command) == ("RECEIPT", "ERROR"), "in the client's order"
+    assert receipt.headers["position"]
+    assert len(house.runtime.tasks) == tasks
+    other = house.fresh()
+    house.denied.add("/topic/a")
+    assert other.say("SUBSCRIBE", id="1", destination="/topic/a")[0].command == "ERROR"
+
+
+def test_a_login_that_is_recalled_needs_no_turn() -> None:
+    house = House()
+    asked = []
+
+    def recall(user: str, passcode: str, host: str | None, *, loopback: bool) -> Account | None:
+        asked.append((user, passcode, host, loopback))
+        return Account(user, house.services, lambda: None) if passcode == "guest" else None
+
+    house.services.recall = recall
+    client = house.open()
+    connect = stomp("CONNECT", accept_version="1.2", login="app", passcode="guest")
+    client.session.receive_data(connect + stomp("SEND", b"x", destination="/topic/a"))
+    assert [frame.command for frame in frames(client.transport.written)] == ["CONNECTED"]
+    assert client.transport.reading
+    assert client.session.identity.name == "app"
+    assert house.logins == []
+    wrong = house.open()
+    (refused,) = wrong.say("CONNECT", accept_version="1.2", login="app", passcode="no")
+    assert refused.command == "ERROR"
+    assert house.logins == [("app", "no", None, True)] == asked[1:]
