@@ -19,7 +19,7 @@ import uvloop
 
 from queuecast.config import Config
 from queuecast.destination import Destination
-from queuecast.gateway import Gateway
+from queuecast.gateway import Gateway, collect_rarely
 from queuecast.hub.feed import Feed
 from queuecast.message import NO_PROPERTIES, Properties
 from queuecast.server.connection import Connections
@@ -179,4 +179,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    collect_rarely()
     uvloop.run(main(_arguments()))

@@ -44,8 +44,9 @@ def serve(arguments: argparse.Namespace) -> int:
 
             return asyncio.run(serve_workers(config, arguments.log_level, file))
         # Here, not above: the other commands need none of it.
-        from ..gateway import fastest_loop
+        from ..gateway import collect_rarely, fastest_loop
 
+        collect_rarely()
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
             return runner.run(_serve(config, file))
     finally:

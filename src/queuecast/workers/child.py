@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import ConfigError, QueuecastError
-from ..gateway import Gateway, fastest_loop
+from ..gateway import Gateway, collect_rarely, fastest_loop
 from ..server.siblings import Place
 from .words import DRAIN, STOP, Failed, Hello, Report, Said
 
@@ -50,6 +50,7 @@ def main() -> int:
             output.write(msgspec.json.encode(said) + b"\n")
             output.flush()
 
+    collect_rarely()
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         said = runner.run(_Child(hello).run(say))
     if isinstance(said, Failed):
