@@ -386,15 +386,9 @@ class Feed:
         """
         position = self._aligned(position)
         vector, ahead = Vector(position), Vector(self.position())
-        if self.lagging(vector, trusted, ahead) is not None:
-            return Place(self.log.next, vector, via="history")
-        return self.in_log(position, trusted, ahead)
-
-    def in_log(
-        self, position: Position, trusted: Collection[int], ahead: Vector | None = None
-    ) -> Place:
-        """Find the place after one that does not lag; as `lagging`."""
-        ahead = ahead or Vector(self.position())
+        part = self._lagging(vector, trusted, ahead)
+        if part is not None:
+            return Place(self.log.next, vector, via="history", lags=part)
         return self.log.since(position, ahead, self._all_new, trusted)
 
     def _conflated(self, position: Position) -> Place | None:
@@ -417,17 +411,14 @@ class Feed:
     def _aligned(self, position: Position) -> Position:
         return aligned(position, self.log.head.marks, [part.lanes for part in self.parts])
 
-    def lagging(
-        self, vector: Vector, trusted: Collection[int] = (), ahead: Vector | None = None
-    ) -> Part | None:
-        """Return a part whose history must be read before the log has what follows a place.
+    def lagging(self, vector: Vector, trusted: Collection[int] = ()) -> Part | None:
+        """Return a part whose history must be read before the log has what follows a place."""
+        return self._lagging(vector, trusted, Vector(self.position()))
 
-        ahead: where the feed stands, where that is known.
-        """
+    def _lagging(self, vector: Vector, trusted: Collection[int], ahead: Vector) -> Part | None:
         for part in self.parts:
             if part.pages is None:
                 continue
-            ahead = ahead or Vector(self.position())
             for lane, mark in enumerate(part.of(vector), part.first):
                 standing = self.log.standing(lane, mark, ahead)
                 if standing is Standing.AHEAD and lane in trusted:

@@ -15,10 +15,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..message import Message
 from ..position import Mark, Position, Vector
+
+if TYPE_CHECKING:
+    from .feed import Part
 
 # What an entry costs beside its body and key: the objects themselves, measured on CPython 3.11.
 ENTRY_OVERHEAD = 400
@@ -110,7 +113,7 @@ class Place(NamedTuple):
 
     gap: to be told first. skip: per lane, the seq before which that lane's entries are already
     known to the subscriber, perhaps plus AHEAD. via: from where what follows the vector is read
-    first; seq means nothing unless it is the log.
+    first; seq means nothing unless it is the log. lags: the part whose history that is.
     """
 
     seq: int
@@ -118,6 +121,7 @@ class Place(NamedTuple):
     gap: Gap | None = None
     skip: dict[int, int] | None = None
     via: Literal["log", "history", "newest"] = "log"
+    lags: Part | None = None
 
 
 class Standing(Enum):

@@ -32,10 +32,21 @@ class _Chunk(NamedTuple):
 class Replay:
     """One subscription's reading of history. Implements page.Asking."""
 
-    __slots__ = ("_asked", "_index", "_part", "_sheet", "_subscription", "_told", "_trusted")
+    __slots__ = (
+        "_asked",
+        "_index",
+        "_lags",
+        "_part",
+        "_sheet",
+        "_subscription",
+        "_told",
+        "_trusted",
+    )
 
-    def __init__(self, subscription: Subscription) -> None:
+    def __init__(self, subscription: Subscription, part: Part) -> None:
+        """part: whose history is to be read first."""
         self._subscription = subscription
+        self._lags: Part | None = part  # found a moment ago, so that it need not be looked for
         self._part: Part | None = None  # the member that is being read
         self._asked: Marks | None = None
         self._sheet: Sheet | None = None
@@ -102,11 +113,13 @@ class Replay:
         subscription = self._subscription
         if self._asked is not None:
             return None
-        part = subscription.feed.lagging(subscription.vector, self._trusted)
+        part, self._lags = self._lags, None
         if part is None:
-            position = subscription.vector.position()
-            subscription.stand(subscription.feed.in_log(position, self._trusted))
-            return None
+            found = subscription.feed.since(subscription.vector.position(), self._trusted)
+            part = found.lags
+            if part is None:
+                subscription.stand(found)
+                return None
         assert part.pages is not None
         self._part = part
         place = part.of(subscription.vector)

@@ -93,8 +93,8 @@ class Subscription:
         self.gap = place.gap
         self.skip = place.skip
         self.replay: Replay | Conflation | None = None
-        if place.via == "history":
-            self.replay = Replay(self)
+        if place.lags is not None:
+            self.replay = Replay(self, place.lags)
         elif place.via == "newest":
             self.replay = Conflation(self)
 
@@ -270,9 +270,10 @@ class Subscription:
             self.flow()
 
     def _fall_out(self, log: Log) -> None:
-        if self.feed.lagging(self.vector) is not None:
+        part = self.feed.lagging(self.vector)
+        if part is not None:
             self.skip = None
-            self.replay = Replay(self)
+            self.replay = Replay(self, part)
             return
         # What is known of lanes beyond the log's beginning stays known; a gap that was not told
         # yet grows instead of becoming two.
