@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, cast
 
 from queuecast.disconnect import SHUTDOWN, Disconnect
-from queuecast.server.connection import Connections
+from queuecast.server.connection import Connection, Connections
 from queuecast.server.sockets import Sockets
 from queuecast.server.throttle import Throttle
 
@@ -158,3 +158,27 @@ def test_a_throttle_lets_no_refusal_hide_another(caplog: Any) -> None:
     for number in range(1000):
         throttle.warning(f"refused: {number}")
     assert len(caplog.records) < 10
+
+
+def test_who_has_its_socket_already_changes_no_protocol() -> None:
+    sockets = Sockets(10)
+    sockets.enter()
+    connections = Connections(sockets)
+    connection = Connection(connections)
+    transport = FakeTransport()
+    connection.transport = cast(asyncio.Transport, transport)
+    # What happens before anybody is there happens to nobody.
+    connection.data_received(b"x")
+    connection.pause_writing()
+    connection.resume_writing()
+    connection.eof_received()
+    session = FakeSession(transport.calls)
+    connections.settle(connection, session, b"rest")
+    assert transport.protocol is None
+    assert transport.calls == ["high 65536", "start", "data rest"]
+    assert list(connections) == [connection]
+    connection.data_received(b"more")
+    connection.connection_lost(None)
+    assert transport.calls[3:] == ["data more", "lost"]
+    assert len(connections) == sockets.open == 0
+    assert connections.kinds == {"fake": 0}

@@ -7,6 +7,10 @@ import struct
 import aiohttp
 import pytest
 
+from queuecast.auth.identity import Identity
+from queuecast.auth.policy import Verb
+from queuecast.destination import Destination
+from queuecast.errors import Refused
 from tests.server.house import House, request, running, upgrade
 
 pytestmark = pytest.mark.both_loops
@@ -36,6 +40,33 @@ async def test_a_head_may_come_byte_by_byte() -> None:
             await client.send(bytes((byte,)))
         await client.opened()
         await receives(house, client, b"one")
+
+
+async def test_equal_requests_are_read_once_and_allowed_each_time() -> None:
+    async with running() as house:
+        services = house.gateway.services
+        denied: list[str] = []
+        allow = services.allow
+
+        def ask(identity: Identity, verb: Verb, destination: Destination) -> None:
+            if str(destination) in denied:
+                raise Refused("not any more")
+            allow(identity, verb, destination)
+
+        services.allow = ask
+        gate = house.server._gate
+        for number in range(3):
+            client = await house.connect(request("GET", "/sse/topic/a"))
+            await client.opened()
+            assert gate._kept_subscription.cache_info()[:2] == (number, 1)
+        denied.append("/topic/a")
+        client = await house.connect(request("GET", "/sse/topic/a"))
+        assert (await client.problem())[0] == 403
+        # What no page asks for fills no memory, and what is wrong is not kept.
+        for path in ("/sse/topic/" + "a" * 250 + "?" + "x=1&" * 300, "/sse/topic/a?last=x"):
+            client = await house.connect(request("GET", path))
+            await client.until(b"\r\n\r\n")
+        assert gate._kept_subscription.cache_info().currsize == 1
 
 
 async def test_other_requests_reach_aiohttp_with_every_byte() -> None:

@@ -58,9 +58,14 @@ def decode(data: bytes, tag: str = "") -> list[Item]:
 
 
 class FakeOutlet:
-    """Records writes; stops taking bytes when `room` is used up, as a socket's buffer does."""
+    """Records writes; stops taking bytes when `room` is used up, as a socket's buffer does.
 
-    def __init__(self, room: int | None = None) -> None:
+    at_once: what can be had with the answer is taken with it. began: where it then stood.
+    """
+
+    def __init__(self, room: int | None = None, *, at_once: bool = False) -> None:
+        self.at_once = at_once
+        self.began = ""
         self.box: list[bytes] = []
         self.paused = False
         self.room = room
@@ -68,6 +73,15 @@ class FakeOutlet:
         self.subscriptions: list[Subscription] = []
         self.failures: list[tuple[Subscription, QueuecastError]] = []
         self.broken = False
+
+    def start(self, subscription: Subscription) -> None:
+        """Begin a subscription, as a session does with its answer."""
+        self.subscriptions.append(subscription)
+        self.began = str(subscription.vector)
+        if not self.at_once:
+            subscription.flow()
+        elif first := subscription.begin():
+            self.write(first)
 
     def write(self, data: bytes) -> None:
         assert not self.paused, "a paused connection is not written to"

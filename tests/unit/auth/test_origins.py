@@ -116,3 +116,20 @@ def test_whose_pages_may_frame_ours() -> None:
     proxied = {"host": "127.0.0.1", "x-forwarded-host": "a.example"}
     assert OriginCheck().ancestors(proxied, trusted_proxy=True) == "'self'"
     assert "http://localhost:*" in OriginCheck().ancestors({})
+
+
+def test_what_passed_is_remembered_and_nothing_else() -> None:
+    check = OriginCheck(["https://app.example"], "127.0.0.1")
+    first = check.check(headers("localhost:1", "https://app.example"))
+    first["Vary"] = "changed by who got it"
+    again = check.check(headers("localhost:1", "https://app.example"))
+    assert again["Vary"] == "Origin"
+    assert check._kept_check.cache_info().hits == 1
+    for _ in range(2):
+        with pytest.raises(Refused):
+            check.check(headers("localhost:1", "https://evil.example"))
+    # One name for each guess, and names without end.
+    for number in range(1000):
+        check.check(headers(f"h{number}.localhost:1"))
+    check.check(headers(f"{'h' * 1000}.localhost:1"))
+    assert check._kept_check.cache_info().currsize == 256

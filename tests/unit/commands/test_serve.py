@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -148,3 +149,24 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("queuecast ")
+
+
+def test_the_process_collects_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def runner(**options: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(asyncio, "Runner", runner)
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    try:
+        with pytest.raises(Reached):
+            main(["serve"])
+        young, middle, old = gc.get_threshold()
+        assert young > 700
+        # Still often enough that what closed sessions leave is some tens of MB.
+        assert young * middle * old <= 1_000_000
+    finally:
+        gc.set_threshold(*before)

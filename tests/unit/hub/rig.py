@@ -87,8 +87,7 @@ class FeedRig:
     ) -> FakeOutlet:
         outlet = outlet or FakeOutlet(room)
         subscription = self.feed.subscribe(encoding, start, outlet)
-        outlet.subscriptions.append(subscription)
-        subscription.flow()
+        outlet.start(subscription)
         return outlet
 
 
@@ -196,8 +195,7 @@ class HubRig:
     ) -> FakeOutlet:
         destinations = [Destination.parse(f"/topic/{name}") for name in names]
         subscription: Subscription = await self.hub.subscribe(destinations, encoding, start, outlet)
-        outlet.subscriptions.append(subscription)
-        subscription.flow()
+        outlet.start(subscription)
         return outlet
 
     def publish(self, name: str, *bodies: str, lane: int = 0, key: str = "") -> None:

@@ -7,16 +7,19 @@ from itertools import pairwise
 
 import pytest
 
+from queuecast.destination import Destination
 from queuecast.errors import NotFound, QueuecastError, Unavailable
 from queuecast.hub.history import Pages
 from queuecast.hub.log import LogLimits
-from queuecast.hub.page import PageBudget, Sheet
+from queuecast.hub.page import MOST_SOUGHT, PageBudget, Sheet
 from queuecast.position import Start
 from tests.support.fake_history import Kept
 from tests.support.fake_runtime import FakePromise, FakeRuntime
 from tests.support.fake_session import FakeOutlet, Lines
 
-from .rig import EPOCH, HubRig, numbered, since
+from .rig import EPOCH, PLAIN, HubRig, numbered, since
+
+A = [Destination.parse("/topic/a")]
 
 
 def rig_with(count: int, *, log: int = 3, page: int | None = 10, size: int = 0) -> HubRig:
@@ -512,3 +515,90 @@ def test_the_pass_goes_on_before_it_begins_again() -> None:
     rig.runtime.settle()
     assert [mark.offset for [mark] in kept.asked][:3] == [100, 200, 0]
     assert [len(outlet.bodies()) for outlet in outlets] == [200, 300, 100]
+
+
+def test_what_is_in_memory_comes_with_the_answer() -> None:
+    rig = rig_with(40, page=100)
+    rig.subscribe("a", start=since("kept-30"))
+    rig.runtime.settle()
+    encodes, pages = rig.hub.stats.encodes, len(rig.kept["a"].asked)
+    outlets = []
+    for _ in range(100):
+        outlet = FakeOutlet(at_once=True)
+        subscription = rig.hub.subscribe_at_once(A, PLAIN, since("kept-30"), outlet)
+        assert subscription is not None
+        outlet.start(subscription)
+        assert subscription.live, "in the very call"
+        assert len(outlet.writes) == 1
+        assert outlet.bodies() == numbered(31, 40)
+        outlets.append(outlet)
+    assert len(rig.kept["a"].asked) == pages, "one page serves them all"
+    assert rig.hub.stats.encodes <= encodes + 1, "and one encoding, though none waited for another"
+    rig.publish("a", "m41")
+    rig.runtime.settle()
+    assert {tuple(outlet.bodies()) for outlet in outlets} == {tuple(numbered(31, 41))}
+    assert rig.hub.stats.encodes <= encodes + 2
+
+
+def test_the_second_who_comes_from_within_a_page_shares_with_the_third() -> None:
+    rig = rig_with(40, page=100)
+    rig.subscribe("a", start=since("kept-30"))
+    rig.runtime.settle()
+    encodes = rig.hub.stats.encodes
+    for count in (1, 2, 2, 2):
+        outlet = rig.subscribe("a", start=since("kept-33"))
+        rig.runtime.settle()
+        assert outlet.bodies() == numbered(34, 40)
+        assert rig.hub.stats.encodes == encodes + count
+
+
+def test_strangers_fill_no_page_with_what_they_asked_for() -> None:
+    rig = rig_with(40, page=100)
+    rig.subscribe("a", start=since("kept-30"))
+    rig.runtime.settle()
+    [sheet] = rig.hub.feeds[0].parts[0].pages._sheets  # type: ignore[union-attr]
+    for number in range(MOST_SOUGHT + 50):
+        rig.subscribe("a", start=since("kept-33"), encoding=Lines(f"{number}"))
+    rig.runtime.settle()
+    assert len(sheet.sought) == MOST_SOUGHT
+
+
+def test_the_answer_waits_for_no_page() -> None:
+    rig = rig_with(40, page=100)
+    rig.kept["a"].hold = FakePromise()
+    outlet = FakeOutlet(at_once=True)
+    subscription = rig.hub.subscribe_at_once(A, PLAIN, since("kept-5"), outlet)
+    assert subscription is not None
+    outlet.start(subscription)
+    assert outlet.writes == []
+    rig.kept["a"].hold.set_result(None)
+    rig.runtime.settle()
+    assert outlet.bodies() == numbered(6, 40)
+    assert subscription.live
+
+
+def test_one_write_is_never_more_than_a_chunk() -> None:
+    rig = rig_with(100, page=100, size=200)
+    rig.subscribe("a", start=since("kept-5"))
+    rig.runtime.settle()
+    outlet = FakeOutlet(at_once=True)
+    subscription = rig.hub.subscribe_at_once(A, PLAIN, since("kept-5"), outlet)
+    assert subscription is not None
+    outlet.start(subscription)
+    assert not subscription.live
+    [first] = outlet.writes
+    assert len(first) <= 2000
+    rig.runtime.settle()
+    assert [body.strip() for body in outlet.bodies()] == numbered(6, 100)
+
+
+def test_what_cannot_be_encoded_is_raised_before_the_answer() -> None:
+    rig = HubRig(kept={"a": Kept()}, limits=LogLimits(messages=3))
+    rig.subscribe("a", encoding=Lines("other"))
+    rig.publish("a", "one", "poison")
+    outlet = FakeOutlet(at_once=True)
+    subscription = rig.hub.subscribe_at_once(A, PLAIN, since("kept-0"), outlet)
+    assert subscription is not None
+    with pytest.raises(ValueError, match="cannot be encoded"):
+        outlet.start(subscription)
+    assert outlet.writes == []

@@ -179,7 +179,8 @@ class HubMachine(RuleBasedStateMachine):
             else:
                 marks.append(self.lanes[name].marks[index])
                 have.append(index)
-        client = Client(log, tag, have, FakeOutlet(), must_gap)
+        outlet = FakeOutlet(at_once=data.draw(st.booleans()))
+        client = Client(log, tag, have, outlet, must_gap)
         self._flow(client, since(",".join(marks)))
         self.everyone.append(client)
         return client
@@ -192,7 +193,7 @@ class HubMachine(RuleBasedStateMachine):
             return  # it has no position of its own yet
         [subscription] = client.outlet.subscriptions
         subscription.close()
-        client.outlet, client.read = FakeOutlet(), 0
+        client.outlet, client.read = FakeOutlet(at_once=client.outlet.at_once), 0
         self._flow(client, since(self._position(client)))
 
     def _flow(self, client: Client, start: Start) -> None:
@@ -200,8 +201,7 @@ class HubMachine(RuleBasedStateMachine):
         feed = client.log.feed
         subscription = feed.subscribe(ENCODINGS[client.tag], start, client.outlet)
         assert feed.name == " + ".join(f"/topic/{name}" for name in key)
-        client.outlet.subscriptions = [subscription]
-        subscription.flow()
+        client.outlet.start(subscription)
 
     @rule(client=clients)
     def pause(self, client: Client) -> None:

@@ -164,9 +164,16 @@ class HistoryMachine(RuleBasedStateMachine):
         kind=st.sampled_from(["live", "first", "last", "time"]),
         count=st.integers(1, 20),
         room=st.one_of(st.none(), st.integers(1, 2000)),
+        at_once=st.booleans(),
     )
     def subscribe(
-        self, key: tuple[str, ...], tag: str, kind: str, count: int, room: int | None
+        self,
+        key: tuple[str, ...],
+        tag: str,
+        kind: str,
+        count: int,
+        room: int | None,
+        at_once: bool,
     ) -> Client:
         start = {
             "live": Start(),
@@ -174,7 +181,7 @@ class HistoryMachine(RuleBasedStateMachine):
             "last": Start("last", count=count),
             "time": Start("time", time=self.rig.runtime.time + EPOCH - count),
         }[kind]
-        client = Client(key, tag, "", FakeOutlet(room), {})
+        client = Client(key, tag, "", FakeOutlet(room, at_once=at_once), {})
         self._come(client, start)
         if client.gone:
             return client
@@ -201,7 +208,8 @@ class HistoryMachine(RuleBasedStateMachine):
             for name in key
             for lane, index in zip(self.lanes[name], have[name], strict=True)
         ]
-        client = Client(key, tag, str(Position(marks)), FakeOutlet(), have)
+        outlet = FakeOutlet(at_once=data.draw(st.booleans()))
+        client = Client(key, tag, str(Position(marks)), outlet, have)
         self._come(client)
         return client
 
@@ -253,10 +261,10 @@ class HistoryMachine(RuleBasedStateMachine):
         if client not in self.everyone:
             self.everyone.append(client)
         if start.kind != "since":
-            client.id = str(client.outlet.subscriptions[0].vector)
+            client.id = client.outlet.began
 
     def _come_again(self, client: Client) -> None:
-        client.outlet, client.read = FakeOutlet(), 0
+        client.outlet, client.read = FakeOutlet(at_once=client.outlet.at_once), 0
         self._come(client)
         assert not client.gone, "a position needs no search"
 

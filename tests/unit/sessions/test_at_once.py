@@ -156,3 +156,26 @@ def test_a_login_that_is_recalled_needs_no_turn() -> None:
     (refused,) = wrong.say("CONNECT", accept_version="1.2", login="app", passcode="no")
     assert refused.command == "ERROR"
     assert house.logins == [("app", "no", None, True)] == asked[1:]
+
+
+def test_stomp_gets_what_it_missed_with_the_receipt() -> None:
+    house, first = logged_in()
+    (receipt,) = first.say("SUBSCRIBE", id="1", destination="/topic/a", receipt="r")
+    house.append("/topic/a", b"missed")
+    client = house.fresh()
+    writes = len(client.transport.writes)
+    client.session.receive_data(
+        stomp(
+            "SUBSCRIBE",
+            id="1",
+            destination="/topic/a",
+            receipt="r",
+            since=receipt.headers["position"],
+        )
+    )
+    answer, message = client.got()
+    assert (answer.command, message.command, message.body) == ("RECEIPT", "MESSAGE", b"missed")
+    assert answer.headers["position"] == receipt.headers["position"], "where it began"
+    assert len(client.transport.writes) == writes + 1
+    house.append("/topic/a", b"next")
+    assert [frame.body for frame in client.got()] == [b"next"]
