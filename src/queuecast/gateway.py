@@ -52,9 +52,10 @@ logger = logging.getLogger(__name__)
 
 # Seconds between attempts to reach the broker at start; doubled up to the second value.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
-# New objects between two looks at the young ones; of those until the next older ones are looked
-# at, twice: half a million objects until all are, which is some tens of MB.
-_COLLECT = (5_000, 20, 5)
+# New objects after which the youngest are looked at, such looks until the middle-aged are, and
+# those until all are: after 300,000 objects, which are at most some tens of MB of what crowds of
+# clients that come and go leave behind.
+_COLLECT = (5_000, 20, 3)
 
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -70,9 +71,8 @@ def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def collect_rarely() -> None:
     """Let the process look for cyclic garbage less often than Python does by itself.
 
-    A session lives long, and each look goes over those that have come since: with Python's own
-    numbers that is up to a fifth of what a connect costs. What a closed session leaves of such
-    garbage is some KB, for at most as many objects as are named here.
+    Sessions live long, and each look goes over those that have come since, or over all of them:
+    with Python's own numbers that is up to a tenth of what a connect costs.
     """
     gc.set_threshold(*_COLLECT)
 
