@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple, Self
@@ -130,17 +130,18 @@ class Vector:
         return _text(marks, self.bounds)
 
 
-def _text(marks: Iterable[Mark], bounds: Collection[int]) -> str:
+def _text(marks: Iterable[Mark], bounds: tuple[int, ...]) -> str:
     parts: list[str] = []
     last = ""
-    if len(bounds) > 8:
-        bounds = frozenset(bounds)
-    for lane, (epoch, offset) in enumerate(marks):
-        between = "~" if lane in bounds else "." if epoch == last else ","
+    for epoch, offset in marks:
+        if epoch == last:
+            parts.append(f".{offset}")
+        else:
+            parts.append(f",{epoch}-{offset}" if last else f"{epoch}-{offset}")
+            last = epoch
+    for lane in bounds:
         if lane:
-            parts.append(between)
-        parts.append(str(offset) if epoch == last else f"{epoch}-{offset}")
-        last = epoch
+            parts[lane] = f"~{parts[lane][1:]}"
     return "".join(parts)
 
 
