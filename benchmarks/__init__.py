@@ -12,6 +12,7 @@ are noisy. Servers and receivers are processes of their own.
     null_server  gateway_server  aiohttp_server   the servers
     producer          publishes inside a server, batch by batch, paced by the slowest subscriber
     amqp_publisher  kafka_publisher  http_publisher  stomp_clients   publishers outside
+    posts             how each server wants a publish over HTTP
     climb             the rate that a server holds with a publisher outside it
     owner             what the contexts have in common
     rig  latencies    a server with its crowd; how long messages took

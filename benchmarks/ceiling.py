@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from .bench import Bench
-from .child import BenchmarkError, Child
+from .child import Child
 from .climb import Climb, Step
 from .figures import Row
-from .peers import Peer, available
+from .peers import FAULTS, Peer, available, failed
 from .plan import Behind
 from .wire import ALL
 
@@ -61,11 +61,11 @@ def measure(bench: Bench) -> Iterator[Row]:
             bench.report(f"ceiling: {peer.name}, {ALL[peer.wire].title}")
             try:
                 with peer.start(bench) as port, ExitStack() as own:
-                    publisher = brokers.publisher(peer.publisher, port, own)
-                    theirs = Climb(bench, peer.name, port, peer.wire, publisher).best(peer.first)
-            except (BenchmarkError, OSError, RuntimeError) as error:
-                # A peer's fault is no fault of ours, but it is said.
-                bench.lacks(f"{peer.name} over {ALL[peer.wire].title}", f"it failed: {error}")
+                    publisher = brokers.publisher(peer.publisher, port, own, peer.dialect)
+                    climb = Climb(bench, peer.name, port, peer.wire, publisher, may_fail=True)
+                    theirs = climb.best(peer.first)
+            except FAULTS as error:
+                failed(bench, peer, error)
                 continue
             beside.add(case)
             yield _rate(bench, case, ours[case], peer, theirs)
@@ -88,7 +88,7 @@ def _base(wire: str) -> str:
 
 def _cases(bench: Bench) -> Iterator[Case]:
     plan = bench.plan
-    # Nchan's publisher is a POST; so that of the gateway beside it is, too.
+    # Some peers take POSTs alone; so the gateway beside them does, too.
     there = {"http"}
     if bench.rabbit() is not None:
         there.add("amqp")
@@ -124,10 +124,12 @@ class _Brokers:
                 cpu=lambda: float(server.do("usage")["cpu"]),
             ).best(case.first)
 
-    def publisher(self, behind: Behind, port: int, own: ExitStack) -> Child:
+    def publisher(
+        self, behind: Behind, port: int, own: ExitStack, dialect: str = "queuecast"
+    ) -> Child:
         """Return the publisher of a broker, or one of POSTs to a port, which ends with `own`."""
         if behind == "http":
-            made = own.enter_context(Child("http_publisher", str(port)))
+            made = own.enter_context(Child("http_publisher", str(port), dialect))
             made.answer()
             return made
         if behind not in self._publishers:

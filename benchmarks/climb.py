@@ -49,8 +49,13 @@ class Climb:
         *,
         size: int = 0,
         cpu: Callable[[], float] | None = None,
+        may_fail: bool = False,
     ) -> None:
-        """size: of a message, the plan's unless given. cpu: the server's seconds of CPU so far."""
+        """size: of a message, the plan's unless given. cpu: the server's seconds of CPU so far.
+
+        may_fail: a server that ends connections or refuses messages when it cannot keep up has
+        not held that rate; else that is an error of the benchmark.
+        """
         self._bench = bench
         self._name = name
         self._port = port
@@ -58,6 +63,7 @@ class Climb:
         self._publisher = publisher
         self._size = size or bench.plan.size
         self._cpu = cpu
+        self._may_fail = may_fail
 
     def best(self, first: float) -> Step:
         """Raise the rate and return the best step that held; BenchmarkError when none did.
@@ -73,7 +79,13 @@ class Climb:
             rate = first
             narrowed = 0
             for _ in range(plan.most):
-                step = self._step(crowd, rate, max(10, int(rate * plan.step)))
+                try:
+                    step = self._step(crowd, rate, max(10, int(rate * plan.step)))
+                except BenchmarkError as error:
+                    if not (self._may_fail and held):
+                        raise
+                    self._bench.report(f"  {self._name}, {rate:,.0f} messages/s: {error}")
+                    break
                 if step.held:
                     held.append(step)
                     low = rate

@@ -24,9 +24,10 @@ from .wire import WIRES
 # Of aiohttp's connects/s; of the null server's time to accept them all.
 _GOAL_AIOHTTP = 3.0
 _GOAL_BACK = 1 / 3
-# Messages that are there before the restart, and the one that clients have seen last.
-_RETAINED = 20
-_SEEN = 10
+# Messages that are there before the restart, and how many of them clients have seen by then.
+# scripts/cpu_cost.py resumes in the same way.
+RETAINED = 20
+SEEN = 10
 _ID = re.compile(rb"^id: (\S+)$", re.M)
 
 
@@ -81,18 +82,18 @@ def _back(bench: Bench, wire: str) -> Iterator[Row]:
         arguments = ("--data", str(Path(data) / "data"), "--retain", message.DESTINATION)
         with Rig(SERVERS[1], *arguments) as ours:
             ours.open(wire, count)
-            ours.server.do("fill", messages=_RETAINED, size=plan.size)
-            since = _position(ours.port)
+            ours.server.do("fill", messages=RETAINED, size=plan.size)
+            since = position(ours.port)
             ours.server.kill()
         with Rig(SERVERS[1], *arguments) as ours:
             # They come with a position each; what they missed comes with the answer.
             started = time.monotonic()
             ours.open(wire, count, since=since)
-            done = ours.crowd.finish(_RETAINED - _SEEN, _RETAINED - _SEEN, first=_SEEN)
+            done = ours.crowd.finish(RETAINED - SEEN, RETAINED - SEEN, first=SEEN)
             back = done.last - started
     yield Row(
         "connections",
-        f"{what}: {_RETAINED - _SEEN} missed messages each",
+        f"{what}: {RETAINED - SEEN} missed messages each",
         WIRES[wire].title,
         "s",
         "null server accepts",
@@ -103,16 +104,20 @@ def _back(bench: Bench, wire: str) -> Iterator[Row]:
     )
 
 
-def _position(port: int) -> str:
-    """Return the position of the last message that clients have seen."""
+def position(port: int) -> str:
+    """Return the position of the last message that clients have seen, message SEEN - 1.
+
+    port: of a gateway that retains the RETAINED messages. Raises BenchmarkError when its history
+    has not that message.
+    """
     url = f"http://127.0.0.1:{port}/sse{message.DESTINATION}?since=first"
     with urllib.request.urlopen(url, timeout=10) as stream:
         data = b""
-        while data.count(message.MARKER) < _RETAINED:
+        while data.count(message.MARKER) < RETAINED:
             data += stream.read1(65536)
     for event in data.split(b"\n\n"):
-        if message.MARKER + b"%011d" % (_SEEN - 1) in event:
+        if message.MARKER + b"%011d" % (SEEN - 1) in event:
             found = _ID.search(event)
             assert found is not None
             return found[1].decode()
-    raise BenchmarkError(f"no message {_SEEN - 1} in the history")
+    raise BenchmarkError(f"no message {SEEN - 1} in the history")

@@ -1,34 +1,33 @@
 """A back end that publishes with POST: at a fixed rate, or as many clients that wait for answers.
 
 At a rate the requests are pipelined on one keep-alive connection (RFC 9112, 9.3.2), so that they
-keep their order and nobody waits for answers; the stamp is when a message was due. The argument
-is the server's port.
+keep their order and nobody waits for answers; the stamp is when a message was due. The arguments
+are the server's port and whose requests it understands (posts.POSTS).
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import select
 import socket
 import sys
 import time
 
 from . import child, message
+from .posts import POSTS
 
 _NAP = 0.002
 _SILENCE = 30.0
 _OK = b"HTTP/1.1 2"
-
-
-def _request(destination: str, body: bytes) -> bytes:
-    return (
-        b"POST /publish%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
-        b"Content-Length: %d\r\n\r\n%s" % (destination.encode(), len(body), body)
-    )
+# Centrifugo tells of its errors in an answer with status 200.
+_REFUSED = re.compile(rb'HTTP/1\.1 [^2]|\{"error"')
+# An answer's mark may be cut in two by the end of a read.
+_MARK = 16
 
 
 class Client:
-    """One keep-alive connection; it counts the answers, of which any but a 2xx is an error."""
+    """One keep-alive connection; it counts the answers, of which any that refuses is an error."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), _SILENCE)
@@ -50,24 +49,16 @@ class Client:
                 raise ValueError("the server takes no more requests")
 
     def read(self) -> None:
-        """Read once; ValueError for an answer that is not a 2xx."""
+        """Read once; ValueError for an answer that is not a 2xx, or tells of an error."""
         data = self.socket.recv(1 << 16)
         if not data:
             raise ValueError("the server closed the publisher's connection")
         data = self._tail + data
-        good, every = data.count(_OK), data.count(b"HTTP/1.1 ")
-        # The last bytes may be the beginning of an answer.
-        keep = 0
-        for length in range(len(_OK) - 1, 0, -1):
-            if data.endswith(_OK[:length]):
-                keep = length
-                break
-        if keep == len(_OK) - 1:
-            every -= 1
-        if good != every:
-            raise ValueError(f"refused: {data[:300]!r}")
-        self.answered += good
-        self._tail = data[len(data) - keep :]
+        if found := _REFUSED.search(data):
+            raise ValueError(f"refused: {data[found.start() :][:300]!r}")
+        # What stands in the last read's end whole was counted then.
+        self.answered += data.count(_OK) - self._tail.count(_OK)
+        self._tail = data[-_MARK:]
 
     def listen(self, timeout: float) -> bool:
         """Read what comes within some seconds; returns whether something did."""
@@ -80,8 +71,9 @@ class Client:
 class Publisher:
     """The commands of the benchmark."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, dialect: str = "queuecast") -> None:
         self._port = port
+        self._post = POSTS[dialect]
 
     async def pace(self, rate: float, messages: int, size: int) -> child.Answer:
         """Publish `messages` messages, one each 1/rate seconds."""
@@ -98,7 +90,7 @@ class Publisher:
                 message.body(each, size, stamped=True, due=started + each / rate)
                 for each in range(number, due)
             ]
-            client.send(b"".join(_request(message.DESTINATION, body) for body in bodies))
+            client.send(b"".join(map(self._post, bodies)))
             number = due
         elapsed = time.monotonic() - started
         while client.answered < messages:
@@ -121,7 +113,7 @@ class Publisher:
         started = time.monotonic()
         before = child.usage()["cpu"]
         for client in opened.values():
-            client.socket.sendall(_request(message.DESTINATION, message.body(number, size)))
+            client.socket.sendall(self._post(message.body(number, size)))
             number += 1
         waiting = len(opened)
         poll = select.epoll()
@@ -143,7 +135,7 @@ class Publisher:
                 if over:
                     waiting -= 1
                     continue
-                client.socket.sendall(_request(message.DESTINATION, message.body(number, size)))
+                client.socket.sendall(self._post(message.body(number, size)))
                 number += 1
         elapsed = time.monotonic() - started
         answered = sum(client.answered for client in opened.values())
@@ -157,7 +149,7 @@ class Publisher:
 
 async def main() -> None:
     """Serve until the standard input ends."""
-    publisher = Publisher(int(sys.argv[1]))
+    publisher = Publisher(int(sys.argv[1]), *sys.argv[2:])
     child.tell({})
     await child.serve({"pace": publisher.pace, "load": publisher.load})
 

@@ -2,7 +2,7 @@
 
 The last of a thousand subscribers waits for 999 others to be written and read. That is the same
 for everybody; what the gateway adds is the difference. Beside the null server both publish in
-their own process; beside Nchan both are published to with POST.
+their own process; beside peers that take POSTs both are published to with them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from statistics import median
 
 from .bench import Bench
-from .child import BenchmarkError, Child
+from .child import Child
 from .crowd import Crowd
 from .figures import Row
 from .latencies import Latency
-from .peers import Peer, available, gateway
+from .peers import FAULTS, Peer, available, failed, gateway
 from .rig import SERVERS, Rig
-from .wire import ALL, WIRES
+from .wire import WIRES
 
 _WARM_UP = 20
 # Messages of a run, however slow.
@@ -55,60 +55,57 @@ def measure(bench: Bench) -> Iterator[Row]:
             yield from _beside(bench, peer)
 
 
+class _Posted:
+    """A server with its subscribers and its publisher of POSTs."""
+
+    def __init__(self, stack: ExitStack, port: int, wire: str, dialect: str, count: int) -> None:
+        self._crowd = stack.enter_context(Crowd())
+        self._publisher = stack.enter_context(Child("http_publisher", str(port), dialect))
+        self._publisher.answer()
+        self._crowd.open(port, wire, count)
+
+    def latency(self, rate: float, messages: int, size: int) -> Latency:
+        self._crowd.begin(stamped=True)
+        self._publisher.do("pace", rate=rate, messages=messages, size=size)
+        latency = self._crowd.finish(messages, messages).latency
+        assert latency is not None
+        return latency
+
+
 def _beside(bench: Bench, peer: Peer) -> Iterator[Row]:
     """Measure a peer that is published to with POST, and the gateway in turns with it."""
     plan = bench.plan
     wire = peer.wire.partition("-")[0]
+    count = plan.subscribers
     bench.report(f"latency, {WIRES[wire].title}, beside {peer.name}")
     with ExitStack() as stack:
-        ports = (stack.enter_context(peer.start(bench)), stack.enter_context(gateway()))
-        crowds = [stack.enter_context(Crowd()) for _ in ports]
-        publishers = [stack.enter_context(Child("http_publisher", str(port))) for port in ports]
-        for publisher in publishers:
-            publisher.answer()
-        for crowd, port, name in zip(crowds, ports, (peer.wire, wire), strict=True):
-            crowd.open(port, name, plan.subscribers)
+        ours = _Posted(stack, stack.enter_context(gateway()), wire, "queuecast", count)
+        try:
+            port = stack.enter_context(peer.start(bench))
+            theirs = _Posted(stack, port, peer.wire, peer.dialect, count)
+        except FAULTS as error:
+            failed(bench, peer, error)
+            return
         for rate in plan.rates:
             messages = max(_FEWEST, int(rate * plan.paced))
-            rounds: list[list[Latency]] = []
-            sides = range(len(ports))
-            try:
-                # The first round is a short one, so that what happens once is not measured.
-                for count in (min(messages, _WARM_UP), *[messages] * plan.rounds):
-                    rounds.append(
-                        [_post(bench, crowds[n], publishers[n], rate, count, n > 0) for n in sides]
-                    )
-            except _PeerFailed as error:
-                bench.lacks(f"{peer.name}, {ALL[peer.wire].title}, {rate:g} messages/s", str(error))
-                return
+            rounds: list[tuple[Latency, Latency]] = []
+            # The first round is a short one, so that what happens once is not measured.
+            for number in (min(messages, _WARM_UP), *[messages] * plan.rounds):
+                try:
+                    of_theirs = theirs.latency(rate, number, plan.size)
+                except FAULTS as error:
+                    failed(bench, peer, error, f"latency at {rate:g} messages/s")
+                    return
+                rounds.append((of_theirs, ours.latency(rate, number, plan.size)))
             del rounds[0]
-            theirs, ours = (_median([each[side] for each in rounds]) for side in (0, 1))
-            yield from _rows(bench, rate, wire, f"{peer.name}, both by POST", theirs, ours)
-
-
-class _PeerFailed(Exception):
-    """A peer lost a message; the gateway's own failures are another matter."""
-
-
-def _post(
-    bench: Bench, crowd: Crowd, publisher: Child, rate: float, messages: int, is_ours: bool
-) -> Latency:
-    try:
-        crowd.begin(stamped=True)
-        publisher.do("pace", rate=rate, messages=messages, size=bench.plan.size)
-        latency = crowd.finish(messages, messages).latency
-    except BenchmarkError as error:
-        if is_ours:
-            raise
-        raise _PeerFailed(str(error)) from None
-    assert latency is not None
-    return latency
+            medians = [_median([each[side] for each in rounds]) for side in (0, 1)]
+            yield from _rows(bench, rate, wire, f"{peer.name}, both by POST", *medians)
 
 
 def _rows(
     bench: Bench, rate: float, wire: str, beside: str, theirs: Latency, ours: Latency
 ) -> Iterator[Row]:
-    asked = beside != "null server" and rate == _GOAL_AT
+    asked = beside.startswith("Nchan") and rate == _GOAL_AT
     for name, of_theirs, of_ours in (
         ("p50", theirs.p50, ours.p50),
         ("p99", theirs.p99, ours.p99),

@@ -1,13 +1,16 @@
 """Whom a user would pick instead: how each is started, and how to add the one that is missing.
 
 Each comes as a context that yields the port of its subscribers, and says whom its publisher
-publishes to.
+publishes to. Centrifugo's and Mercure's were written from their documentation (docs/benchmarks.md
+says of which versions).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -19,6 +22,8 @@ from tests.support.processes import Directory, Process, free_port, wait_until
 from .bench import Bench
 from .child import BenchmarkError, Child
 from .plan import Behind
+from .posts import KEY
+from .wire import ALL
 
 _NODE = Path(__file__).with_name("node")
 _NCHAN_MODULE = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
@@ -32,8 +37,8 @@ Start = Callable[[Bench], AbstractContextManager[int]]
 class Peer:
     """A server to stand beside. wire: one of wire.ALL. publisher: "amqp", "kafka" or "http".
 
-    first: messages/s of the first step, about half of what a slow machine reaches. beside: the
-    gateway's server that it is compared with. goal: the ratio asked for.
+    first: messages/s of the first step, about half of what a slow machine reaches. dialect: of
+    its POSTs (posts.POSTS). goal: the ratio asked for.
     """
 
     name: str
@@ -42,6 +47,19 @@ class Peer:
     first: float
     start: Start
     goal: float | None = None
+    dialect: str = "queuecast"
+
+
+# A peer's fault is no fault of ours, but it is said.
+FAULTS = (BenchmarkError, OSError, RuntimeError, ValueError)
+
+
+def failed(bench: Bench, peer: Peer, error: Exception, where: str = "") -> None:
+    """Note that a peer failed: the first line of why, and the last, which a log's end has."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    why = "; ".join(dict.fromkeys((lines[0], lines[-1])))
+    name = f"{peer.name} over {ALL[peer.wire].title}"
+    bench.lacks(f"{name}, {where}" if where else name, f"it failed: {why}")
 
 
 def available(bench: Bench) -> Iterator[Peer]:
@@ -62,8 +80,15 @@ def available(bench: Bench) -> Iterator[Peer]:
     else:
         yield Peer("Nchan", "ws", "http", 300.0, nchan, goal=15.0)
         yield Peer("Nchan", "sse-nchan", "http", 200.0, nchan)
-    for name in ("Centrifugo", "Mercure"):
-        bench.lacks(name, "not measured; nothing here starts it yet, be it on PATH or not")
+    if shutil.which("centrifugo") is None:
+        bench.lacks("Centrifugo", "put centrifugo, version 6, on PATH")
+    else:
+        for wire in ("ws-centrifugo", "sse-centrifugo"):
+            yield Peer("Centrifugo", wire, "http", 300.0, _centrifugo, dialect="centrifugo")
+    if shutil.which("mercure") is None:
+        bench.lacks("Mercure", "put mercure, version 0.20, on PATH")
+    else:
+        yield Peer("Mercure", "sse-mercure", "http", 50.0, _mercure, dialect="mercure")
 
 
 @contextmanager
@@ -121,18 +146,99 @@ def nchan(bench: Bench) -> Iterator[int]:
     """nginx with Nchan, with as many workers as there are cores."""
     nginx = _nginx()
     assert nginx is not None
-    with ExitStack() as stack:
-        directory = Directory("nchan")
-        stack.callback(directory.remove)
-        port = free_port()
-        base = directory.path
-        user = "user root;\n" if os.geteuid() == 0 else ""
-        text = _NCHAN.format(module=_NCHAN_MODULE, base=base, port=port, user=user)
-        (base / "nginx.conf").write_text(text)
-        process = Process([nginx, "-p", base, "-c", base / "nginx.conf"], log=base / "nginx.log")
-        stack.callback(process.kill)
-        process.wait_until(lambda: (base / "nginx.pid").exists(), what="nginx", timeout=_START)
+    user = "user root;\n" if os.geteuid() == 0 else ""
+
+    def configured(base: Path, port: int) -> str:
+        return _NCHAN.format(module=_NCHAN_MODULE, base=base, port=port, user=user)
+
+    with _served("nginx.conf", configured, nginx, "-p", "{base}", "-c", "{file}") as port:
         yield port
+
+
+def _centrifugo(bench: Bench) -> AbstractContextManager[int]:
+    return _served("config.json", _centrifugo_config, "centrifugo", "--config", "{file}")
+
+
+def _mercure(bench: Bench) -> AbstractContextManager[int]:
+    return _served(
+        "Caddyfile",
+        _mercure_config,
+        "mercure",
+        "run",
+        "--adapter",
+        "caddyfile",
+        "--config",
+        "{file}",
+    )
+
+
+@contextmanager
+def _served(name: str, configured: Callable[[Path, int], str], *command: str) -> Iterator[int]:
+    """Run a server with a configuration file in a directory of its own; yields its port."""
+    with ExitStack() as stack:
+        directory = Directory("peer")
+        stack.callback(directory.remove)
+        base, port = directory.path, free_port()
+        (base / name).write_text(configured(base, port))
+        process = Process(
+            [part.format(base=base, file=base / name) for part in command],
+            log=base / "log",
+            # Caddy's own files, and whatever else wants a home.
+            env=os.environ | {"HOME": str(base), "XDG_DATA_HOME": str(base)},
+        )
+        stack.callback(process.kill)
+        process.wait_until(lambda: _listens(port), what=command[0], timeout=_START)
+        yield port
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _centrifugo_config(base: Path, port: int) -> str:
+    """Anonymous subscribers; the queues have room for a run, and no ping comes between."""
+    return json.dumps(
+        {
+            "http_server": {"address": "127.0.0.1", "port": port},
+            "http_api": {"key": KEY},
+            "client": {
+                "allow_anonymous_connect_without_token": True,
+                "ping_interval": "8760h",
+                "queue_max_size": 256 << 20,
+            },
+            "channel": {
+                "without_namespace": {
+                    "allow_subscribe_for_client": True,
+                    "allow_subscribe_for_anonymous": True,
+                }
+            },
+            "uni_sse": {"enabled": True},
+            "usage_stats": {"disabled": True},
+        }
+    )
+
+
+def _mercure_config(base: Path, port: int) -> str:
+    """Anonymous subscribers, no history, no heartbeat; plain HTTP whatever the host's name."""
+    return f"""{{
+    admin off
+    auto_https off
+}}
+http://:{port} {{
+    bind 127.0.0.1
+    route {{
+        mercure {{
+            publisher_jwt {KEY}
+            subscriber_jwt {KEY}
+            anonymous
+            transport local
+            heartbeat 0s
+        }}
+        respond "Not Found" 404
+    }}
+}}
+"""
 
 
 # Enough room for the messages of a run: one that is dropped before it is sent would be lost.

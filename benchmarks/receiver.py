@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import select
 import socket
 import struct
@@ -43,6 +44,9 @@ _WAVE, _SUBSCRIBED = 200, 2000
 # Seconds after which what has not come will not come, and after which nothing more will.
 _SILENCE = 20.0
 _SETTLED = 0.05
+# Between two chunks of a stream (RFC 9112, 7.1), and room for two of them in a message's head.
+_BORDER = re.compile(rb"\r\n[0-9a-f]+\r\n")
+_BORDERS = 16
 _TIMEOUT = struct.pack("ll", int(_SILENCE), 0)
 
 
@@ -259,13 +263,14 @@ class Receiver:
 
     def _take_stamp(self, number: int, size: int, count: int) -> None:
         """Take a read's first message: its latency, and whether it is the one that was due."""
-        buffer = self._buffer
-        place = buffer.find(message.MARKER, 0, size)
-        if place + message.STAMP.stop > size:
+        place = self._buffer.find(message.MARKER, 0, size)
+        text = bytes(self._buffer[place : min(size, place + message.STAMP.stop + _BORDERS)])
+        if b"\r\n" in text:
+            text = _BORDER.sub(b"", text)
+        if len(text) < message.STAMP.stop:
             # Cut off by the end of the read, so it is this read's only one.
             return
-        first = buffer[place + message.NUMBER.start : place + message.NUMBER.stop]
-        stamp = buffer[place + message.STAMP.start : place + message.STAMP.stop]
+        first, stamp = text[message.NUMBER], text[message.STAMP]
         due = self._counts[number] - count
         if int(first) < due:
             raise ValueError(f"message {int(first)} instead of {due}: repeated or out of order")
@@ -319,8 +324,11 @@ def _hear(opened: socket.socket, turn: Turn) -> bytes:
         except BlockingIOError:
             raise ValueError(f"no answer in time, only {answer[:300]!r}") from None
         answer += data
-        if not data or b"ERROR\n" in answer:
+        # STOMP's refusal, and Centrifugo's.
+        if not data or b"ERROR\n" in answer or b'"error":{' in answer:
             raise ValueError(f"refused: {answer[:300]!r}")
+    if turn.has not in answer:
+        raise ValueError(f"refused: {answer[-300:]!r}")
     if turn.answer.startswith(b"HTTP") and not answer.startswith(
         (b"HTTP/1.1 101", b"HTTP/1.1 200")
     ):

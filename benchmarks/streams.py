@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from . import message
 
@@ -26,6 +27,47 @@ def events(stream: bytes) -> list[bytes]:
 def chunked_events(stream: bytes) -> list[bytes]:
     """Split Server-Sent Events that come in chunks (RFC 9112, 7.1), one in each."""
     return _matched(_CHUNKED_EVENT, stream)
+
+
+def whole_events(stream: bytes) -> list[bytes]:
+    """Split Server-Sent Events that come in chunks of any size."""
+    return events(_dechunked(stream))
+
+
+def publications(stream: bytes) -> list[bytes]:
+    """Split Centrifugo's WebSocket: the lines of a frame are replies, each with a push."""
+    replies = [json.loads(line) for frame in frames(stream) for line in frame.split(b"\n")]
+    # An empty one is a ping.
+    return [_published(reply.get("push", reply)) for reply in replies if reply]
+
+
+def publication_events(stream: bytes) -> list[bytes]:
+    """Split Centrifugo's unidirectional Server-Sent Events: each is a push."""
+    pushes = [json.loads(event) for event in whole_events(stream)]
+    return [_published(push) for push in pushes if push]
+
+
+def _published(push: dict[str, Any]) -> bytes:
+    data = push.get("pub", {}).get("data")
+    if not isinstance(data, str):
+        raise ValueError(f"not a publication of the benchmark: {str(push)[:200]}")
+    return data.encode()
+
+
+def _dechunked(stream: bytes) -> bytes:
+    """Take chunks away (RFC 9112, 7.1); ValueError unless the stream is whole ones."""
+    pieces = []
+    place = 0
+    while place < len(stream):
+        head = stream.find(b"\r\n", place)
+        if head < 0:
+            raise ValueError(f"not a chunk: {stream[place : place + 200]!r}")
+        end = head + 2 + int(stream[place:head], 16)
+        if stream[end : end + 2] != b"\r\n":
+            raise ValueError(f"not a whole chunk: {stream[place : place + 200]!r}")
+        pieces.append(stream[head + 2 : end])
+        place = end + 2
+    return b"".join(pieces)
 
 
 def _matched(event: re.Pattern[bytes], stream: bytes) -> list[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from queuecast.codecs import sse
 from queuecast.codecs.http1 import response
@@ -24,6 +25,7 @@ from queuecast.sessions.stomp_encodings import StompEncoding
 from queuecast.sessions.stomp_framing import Framing, WebSocketFraming
 
 from . import message, streams
+from .posts import CHANNEL, MERCURE, TOPIC
 
 # RFC 6455 section 1.3: the sample key.
 _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -34,11 +36,12 @@ _EPOCH = "benchmrk"
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What a client says and what it hears. end: how the bytes of the answer end, whoever
-    gives it; `answer` is the null server's."""
+    gives it; `answer` is the null server's. has: what stands in it, else it is a refusal."""
 
     ask: bytes
     answer: bytes
     end: bytes
+    has: bytes = b""
 
 
 # Given the destinations of one connection and the position to resume from, or "".
@@ -184,14 +187,29 @@ def _sockjs_turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
     )
 
 
-def _sse_until(end: bytes) -> MakeTurns:
-    """Return turns for somebody else's stream. end: what it begins with."""
+def _sse_until(end: bytes, path: str = "", has: bytes = b"") -> MakeTurns:
+    """Return turns for somebody else's stream. end: what it begins with. has: see Turn."""
 
     def turns(destinations: Sequence[str], since: str) -> tuple[Turn, ...]:
         (destination,) = destinations
-        return (Turn(_request(f"/sse{destination}", "Accept: text/event-stream"), b"HTTP", end),)
+        ask = _request(path or f"/sse{destination}", "Accept: text/event-stream")
+        return (Turn(ask, b"HTTP", end, has),)
 
     return turns
+
+
+# Centrifugo's client protocol: commands are lines of JSON, and so are the replies of a frame.
+_CENTRIFUGO_WS = (
+    Turn(upgrade("/connection/websocket"), b"HTTP", b"\r\n\r\n"),
+    Turn(
+        client_frame(
+            b'{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"%s"}}' % CHANNEL.encode()
+        ),
+        b"",
+        b'"subscribe":{}}',
+    ),
+)
+_CENTRIFUGO_SSE = f"/connection/uni_sse?cf_connect={quote(json.dumps({'subs': {CHANNEL: {}}}))}"
 
 
 WIRES = {
@@ -214,6 +232,32 @@ PEERS = {
     # Its ids count the messages of a second, so they are not equally long.
     "sse-nchan": Wire(
         "sse-nchan", "SSE", _sse_until(b": hi\n\n"), None, streams.events, even=False
+    ),
+    # How many messages share a frame or a chunk is each connection's own.
+    "ws-centrifugo": Wire(
+        "ws-centrifugo",
+        "WebSocket",
+        lambda destinations, since: _CENTRIFUGO_WS,
+        None,
+        streams.publications,
+        even=False,
+    ),
+    "sse-centrifugo": Wire(
+        "sse-centrifugo",
+        "SSE",
+        # The first event tells what it is subscribed to; a chunk ends behind it.
+        _sse_until(b"\n\n\r\n", _CENTRIFUGO_SSE, has=b'"subs":{"%s"' % CHANNEL.encode()),
+        None,
+        streams.publication_events,
+        even=False,
+    ),
+    "sse-mercure": Wire(
+        "sse-mercure",
+        "SSE",
+        _sse_until(b":\n\r\n", f"{MERCURE}?topic={TOPIC}"),
+        None,
+        streams.whole_events,
+        even=False,
     ),
 }
 ALL = WIRES | PEERS

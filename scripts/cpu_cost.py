@@ -21,9 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from benchmarks import connections, message
+from benchmarks import message
 from benchmarks.bench import Bench
 from benchmarks.child import Child
+from benchmarks.connections import RETAINED, SEEN, position
 from benchmarks.crowd import Crowd
 from benchmarks.plan import NORMAL
 from benchmarks.rig import SERVERS, Rig
@@ -31,8 +32,6 @@ from benchmarks.rig import SERVERS, Rig
 _NULL, _OURS, _AIOHTTP = "null server", "gateway", "bare aiohttp"
 # Seconds of POSTs in each turn.
 _SECONDS = 3.0
-_MESSAGES = connections._RETAINED
-_SEEN = connections._SEEN
 
 Cost = Callable[[], float]
 
@@ -75,15 +74,15 @@ def _resume(wire: str, count: int, profile: str) -> float:
         arguments = ("--data", str(Path(data) / "data"), "--retain", message.DESTINATION)
         with Rig(SERVERS[1], *arguments) as first:
             first.open(wire, 1)
-            first.server.do("fill", messages=_MESSAGES, size=100)
-            since = connections._position(first.port)
+            first.server.do("fill", messages=RETAINED, size=100)
+            since = position(first.port)
             first.server.kill()
         with Rig(SERVERS[1], *arguments) as second:
             assert second.port
             with _profiled(second.server.pid, profile):
                 before = _spent(second.server)
                 second.open(wire, count, since=since)
-                second.crowd.finish(_MESSAGES - _SEEN, _MESSAGES - _SEEN, first=_SEEN)
+                second.crowd.finish(RETAINED - SEEN, RETAINED - SEEN, first=SEEN)
                 return (_spent(second.server) - before) / count * 1e6
 
 

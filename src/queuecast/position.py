@@ -5,6 +5,8 @@ destination has one lane, several destinations on one connection one each. A mar
 (one unbroken numbering: it changes when numbers could otherwise be reused or messages were
 lost) and an offset in it. Its text is safe in a URL query, an SSE id and a STOMP header:
 `epoch-offset` joined by commas, where neighbours of one epoch are `epoch-offset.offset.offset`.
+Several destinations' are joined by `~`, with the epoch only where it is another one: else nobody
+could tell two destinations from two lanes.
 """
 
 from __future__ import annotations
@@ -14,13 +16,17 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from .errors import BadPosition
 
 MAX_POSITION_TEXT = 2048  # a longer one would not fit into proxies' header limits on resume
 _OFFSET = r"(?:0|[1-9][0-9]{0,18})"
-_MARKS = re.compile(rf"([0-9a-z]{{1,32}})-({_OFFSET}(?:\.{_OFFSET})*)")
+_EPOCH = "[0-9a-z]{1,32}"
+_TEXT = re.compile(
+    rf"{_EPOCH}-{_OFFSET}(?:\.{_OFFSET}|,{_EPOCH}-{_OFFSET}|~(?:{_EPOCH}-)?{_OFFSET})*"
+)
+_MARK = re.compile(rf"([.,~]?)(?:({_EPOCH})-)?({_OFFSET})")
 _SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
@@ -41,42 +47,64 @@ class Mark(NamedTuple):
 
 
 class Position(tuple[Mark, ...]):
-    """An immutable vector of marks, one per lane."""
+    """An immutable vector of marks, one per lane.
 
-    __slots__ = ()
+    bounds: of several destinations together, the first lane of each; () of a single one. They
+    are no part of the value.
+    """
+
+    bounds: tuple[int, ...] = ()
+
+    def __new__(cls, marks: Iterable[Mark], bounds: tuple[int, ...] = ()) -> Self:
+        made = super().__new__(cls, marks)
+        if bounds:
+            made.bounds = bounds
+        return made
 
     def __str__(self) -> str:
-        return _text(self)
+        return _text(self, self.bounds)
+
+    def parts(self) -> list[Position]:
+        """Return the place in each of its destinations alone, in their order."""
+        ends = (*self.bounds[1:], None)
+        return [
+            Position(self[first:end]) for first, end in zip(self.bounds or (0,), ends, strict=True)
+        ]
 
     @classmethod
     def parse(cls, text: str) -> Position:
         """Read a position's text; raises BadPosition."""
         if len(text) > MAX_POSITION_TEXT:
             raise BadPosition(f"a position has at most {MAX_POSITION_TEXT} characters")
+        if _TEXT.fullmatch(text) is None:
+            raise BadPosition(
+                f"{text[:64]!r} is not a position",
+                "give one back as you got it (an SSE id, an envelope's position, a poll's "
+                "`next`), or `first`, or a time: Unix seconds or RFC 3339",
+            )
         marks: list[Mark] = []
-        for part in text.split(","):
-            found = _MARKS.fullmatch(part)
-            if found is None:
-                raise BadPosition(
-                    f"{text[:64]!r} is not a position",
-                    "give one back as you got it (an SSE id, an envelope's position, a poll's "
-                    "`next`), or `first`, or a time: Unix seconds or RFC 3339",
-                )
-            marks += [Mark(found[1], int(offset)) for offset in found[2].split(".")]
-        return cls(marks)
+        bounds = [0]
+        epoch = ""
+        for sign, name, offset in _MARK.findall(text):
+            if sign == "~":
+                bounds.append(len(marks))
+            epoch = name or epoch
+            marks.append(Mark(epoch, int(offset)))
+        return cls(marks, tuple(bounds) if len(bounds) > 1 else ())
 
 
 class Vector:
     """A position that moves on, message by message.
 
-    bounds: of several destinations together, the first lane of each; () of a single one.
+    bounds: of several destinations together, the first lane of each; () of a single one. A
+    position brings its own.
     """
 
     __slots__ = ("bounds", "marks")
 
     def __init__(self, marks: Iterable[Mark], bounds: tuple[int, ...] = ()) -> None:
         self.marks = list(marks)
-        self.bounds = bounds
+        self.bounds = marks.bounds if isinstance(marks, Position) else bounds
 
     def advance(self, lane: int, offset: int, epoch: str | None = None) -> None:
         """Move one lane on to `offset` of its present epoch, or of a new one."""
@@ -93,16 +121,16 @@ class Vector:
 
     def position(self) -> Position:
         """Return the present place as an immutable value."""
-        return Position(self.marks)
+        return Position(self.marks, self.bounds)
 
     def __str__(self) -> str:
         marks = self.marks
         if len(marks) == 1:
             return f"{marks[0][0]}-{marks[0][1]}"
-        return _text(marks)
+        return _text(marks, self.bounds)
 
 
-def _text(marks: Iterable[Mark]) -> str:
+def _text(marks: Iterable[Mark], bounds: tuple[int, ...]) -> str:
     parts: list[str] = []
     last = ""
     for epoch, offset in marks:
@@ -111,6 +139,9 @@ def _text(marks: Iterable[Mark]) -> str:
         else:
             parts.append(f",{epoch}-{offset}" if last else f"{epoch}-{offset}")
             last = epoch
+    for lane in bounds:
+        if lane:
+            parts[lane] = f"~{parts[lane][1:]}"
     return "".join(parts)
 
 

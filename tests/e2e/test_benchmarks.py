@@ -105,6 +105,19 @@ def test_what_durability_costs() -> None:
         assert f"| {kind} | 1,000 |" in done.stdout
 
 
+def test_what_a_resume_costs() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/cpu_cost.py", "resume", "--count", "20", "--rounds", "1"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "resume, gateway: " in done.stdout
+
+
 def test_a_read_counts_by_its_messages() -> None:
     one, other = Latencies(), Latencies()
     one.add(0.001, 98)

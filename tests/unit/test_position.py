@@ -66,7 +66,44 @@ def test_neighbours_of_one_epoch_share_its_name(text: str, compact: str) -> None
     assert str(Position.parse(text)) == str(Vector(Position.parse(text))) == compact
 
 
-@pytest.mark.parametrize("text", ["k-5.", "k-.5", "k-5..6", "k-5.06", "k.5", "k-5.6-7"])
+@pytest.mark.parametrize(
+    ("text", "bounds"),
+    [
+        ("k-5~7", (0, 1)),
+        ("k-5.6~7.8", (0, 2)),
+        ("b-1.2~k-5~6.7~8,c-0", (0, 2, 3, 5)),
+        ("k-5.7,b-1", ()),
+    ],
+)
+def test_a_text_shows_that_another_destination_begins(text: str, bounds: tuple[int, ...]) -> None:
+    position = Position.parse(text)
+    assert position.bounds == bounds
+    assert str(position) == str(Vector(position)) == str(Vector(position).position()) == text
+    assert Position.parse("~".join(map(str, position.parts()))) == position
+
+
+def test_many_destinations_of_one_numbering_stay_short() -> None:
+    marks, bounds = [Mark("k", 5)] * 300, tuple(range(300))
+    assert str(Vector(marks, bounds)) == "k-5" + "~5" * 299
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "k-5~",
+        "k-~5",
+        "k-5.~6",
+        "k~5",
+        "~k-5",
+        "k-5~06",
+        "k-5.",
+        "k-.5",
+        "k-5..6",
+        "k-5.06",
+        "k.5",
+        "k-5.6-7",
+    ],
+)
 def test_malformed_runs_are_refused(text: str) -> None:
     with pytest.raises(BadPosition):
         Position.parse(text)

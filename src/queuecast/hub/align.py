@@ -20,9 +20,17 @@ def aligned(position: Position, marks: Sequence[Mark], parts: Sequence[int]) -> 
     messages has been seen. Raises BadPosition when it is of other destinations, and Unavailable
     when it knows lanes that this feed does not have yet.
     """
-    if len(position) == len(marks):
+    shares: Sequence[Sequence[Mark]]
+    if position.bounds:
+        shares = position.parts()
+        if len(shares) != len(parts):
+            raise _other(position, len(shares), len(parts))
+        if [len(share) for share in shares] == list(parts):
+            return position
+    elif len(position) == len(marks):
         return position
-    shares = _shares(position, marks, parts)
+    else:
+        shares = _shares(position, marks, parts)
     found: list[Mark] = []
     for share, lanes in zip(shares, parts, strict=True):
         own = marks[len(found) : len(found) + lanes]
@@ -39,7 +47,7 @@ def aligned(position: Position, marks: Sequence[Mark], parts: Sequence[int]) -> 
 def _shares(
     position: Position, marks: Sequence[Mark], parts: Sequence[int]
 ) -> list[Sequence[Mark]]:
-    """Divide a position among the destinations."""
+    """Divide a position that does not say so among the destinations."""
     several = [index for index, lanes in enumerate(parts) if lanes > 1]
     if len(parts) == 1:
         several = [0]
@@ -54,12 +62,16 @@ def _shares(
         # A run of one epoch each, as long as no epoch is that of several destinations.
         shares = [tuple(run) for _, run in groupby(position, key=lambda mark: mark.epoch)]
     if len(shares) != len(parts) or not all(shares) or _strays(shares, marks, parts):
-        raise BadPosition(
-            f"the position {str(position)[:64]!r} is of {len(position)} destinations, "
-            f"this subscription has {len(marks)}",
-            "resume with the same list of destinations",
-        )
+        raise _other(position, len(position), len(marks))
     return shares
+
+
+def _other(position: Position, its: int, ours: int) -> BadPosition:
+    return BadPosition(
+        f"the position {str(position)[:64]!r} is of {its} destinations, "
+        f"this subscription has {ours}",
+        "resume with the same list of destinations, or without a position",
+    )
 
 
 def _strays(shares: Sequence[Sequence[Mark]], marks: Sequence[Mark], parts: Sequence[int]) -> bool:

@@ -156,7 +156,7 @@ class Feed:
         self.history = all(part.retained for part in parts)
         self._begun = complete_since
         self._numbering = False
-        self.log = Log(head, self._limits, self._budget)
+        self.log = Log(head, self._limits, self._budget, self.bounds)
         self.log.preload(entries, start, complete)
         self._conflate()
         self.log.evict(self._now())
@@ -358,7 +358,7 @@ class Feed:
             mark if offset <= mark.offset else Mark(mark.epoch, offset)
             for mark, offset in zip(head, upstream, strict=False)
         ]
-        return Position(ahead + head[len(upstream) :])
+        return Position(ahead + head[len(upstream) :], self.bounds)
 
     def covers(self, vector: Vector) -> bool:
         """Tell whether the feed stands everywhere where a vector does, or after it."""
@@ -409,7 +409,8 @@ class Feed:
         return any(self.log.standing(lane, mark, ahead) is Standing.UNKNOWN for lane, mark in marks)
 
     def _aligned(self, position: Position) -> Position:
-        return aligned(position, self.log.head.marks, [part.lanes for part in self.parts])
+        lanes = [part.lanes for part in self.parts]
+        return Position(aligned(position, self.log.head.marks, lanes), self.bounds)
 
     def lagging(self, vector: Vector, trusted: Collection[int] = ()) -> Part | None:
         """Return a part whose history must be read before the log has what follows a place."""

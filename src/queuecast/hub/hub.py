@@ -15,6 +15,7 @@ from ..errors import QueuecastError, Unavailable
 from ..position import Start, new_epoch
 from ..retention import SlowPolicy, SlowRule, rule_for
 from ..runtime import Promise, Runtime
+from .bound import Bound
 from .feed import Feed
 from .history import Pages
 from .joint import join
@@ -84,6 +85,7 @@ class Hub:
         self._wall = wall
         self._slow = slow
         self._budget: Budget = trunk._budget if trunk is not None else Budget()
+        self._bound = Bound(self._budget, self._limits.total)
         self._pages: PageBudget = trunk._pages if trunk is not None else PageBudget()
         # The letter keeps it apart from brokers' epochs, which are hexadecimal.
         self._node = "n" + new_epoch()[:6]
@@ -211,14 +213,8 @@ class Hub:
         if excess > 0:
             lingering.sort(key=lambda each: each[1].idle_since or now)
             over += lingering[:excess]
-        # The node's bound: the largest logs pay, not whoever comes last.
-        feeds = (self._trunk or self).feeds
-        while feeds and self._budget.used > self._limits.total:
-            largest = max(feeds, key=lambda feed: feed.bytes)
-            if largest.bytes == 0:
-                break
-            logger.warning("logs hold more than [log] total, halving %s", largest.name)
-            largest.halve()
+        trunk = self._trunk or self
+        trunk._bound.enforce(lambda: trunk.feeds, now)
         # Closing waits for the broker, so it comes last.
         for key, held in over:
             if held.state == "open" and not held.used:

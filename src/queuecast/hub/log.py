@@ -141,6 +141,7 @@ class Log:
     """The entries, with bounds, and the search for positions."""
 
     __slots__ = (
+        "_bounds",
         "_budget",
         "_changes",
         "_entries",
@@ -155,7 +156,14 @@ class Log:
         "start",
     )
 
-    def __init__(self, marks: Sequence[Mark], limits: LogLimits, budget: Budget) -> None:
+    def __init__(
+        self,
+        marks: Sequence[Mark],
+        limits: LogLimits,
+        budget: Budget,
+        bounds: tuple[int, ...] = (),
+    ) -> None:
+        """bounds: of several destinations together, see position.Vector."""
         self._entries: list[Entry] = []
         self._first = 0  # index of the first live entry; the dead prefix is cut now and then
         self._limits = limits
@@ -163,9 +171,10 @@ class Log:
         self.base = 0
         self.next = 0
         self.bytes = 0
-        self.start = Vector(marks)
-        self.complete = Vector(marks)
-        self.head = Vector(marks)
+        self._bounds = bounds
+        self.start = Vector(marks, bounds)
+        self.complete = Vector(marks, bounds)
+        self.head = Vector(marks, bounds)
         self.cut = float("-inf")  # when the last entry came that was evicted
         # The gaps that begin another numbering: (seq, lane, epoch).
         self._changes: list[tuple[int, int, str]] = []
@@ -189,9 +198,9 @@ class Log:
     ) -> None:
         """Fill an empty log with what was there before it; start is the place before that."""
         now = list(self.head.marks)
-        self.start = Vector(start)
-        self.complete = Vector(complete)
-        self.head = Vector(start)
+        self.start = Vector(start, self._bounds)
+        self.complete = Vector(complete, self._bounds)
+        self.head = Vector(start, self._bounds)
         for entry in entries:
             self.append(entry)
         for lane, mark in enumerate(now):

@@ -247,14 +247,14 @@ def _starts(request: SubscribeRequest) -> dict[Destination, Start]:
     position = request.start.position
     if position is None or len(shared) == 1:
         return dict.fromkeys(shared, request.start)
-    parts = [Position((mark,)) for mark in position]
-    if len(parts) != len(shared):
+    parts = position.parts() if position.bounds else [Position((mark,)) for mark in position]
+    if len(parts) != len(shared) and not position.bounds:
         # Some have several lanes, which are of one epoch.
         groups = groupby(position, key=lambda mark: mark.epoch)
         parts = [Position(marks) for _, marks in groups]
     if len(parts) != len(shared):
         raise BadRequest(
-            f"the position is of {len(position)} destinations, this request has {len(shared)}",
+            f"the position is of {len(parts)} destinations, this request has {len(shared)}",
             "resume with the same list of destinations",
         )
     return {

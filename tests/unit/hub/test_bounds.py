@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from queuecast.hub.feed import Feed
 from queuecast.hub.log import LogLimits
 from queuecast.hub.page import FEED_PAGES, NODE_PAGE_BYTES, SHEET_BYTES
 from queuecast.position import Start
@@ -25,6 +28,59 @@ def test_the_largest_logs_pay_for_the_nodes_bound() -> None:
     sizes = [len(feed.log) for feed in rig.hub.feeds]
     assert 0 < sizes[0] < 100
     assert sizes[1] == 5
+
+
+def test_many_logs_over_the_nodes_bound_are_one_line_now_and_then(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = HubRig(limits=LogLimits(total=20_000))
+
+    def flood() -> None:
+        for number in range(100):
+            rig.reader(str(number)).send("x" * 100, "x" * 100)
+        rig.runtime.settle()
+
+    for number in range(100):
+        rig.subscribe(str(number))
+    dropped = 0
+    for _ in range(4):
+        flood()
+        before = rig.hub.evicted
+        rig.sweep()
+        assert rig.hub.log_bytes <= 20_000
+        dropped += rig.hub.evicted - before
+    assert dropped > 600
+    [line] = caplog.messages
+    first = int(line.split(" which dropped ")[1].split()[0])
+    # What was left out is in the next line, though nothing is over the bound any more.
+    rig.sweep(60)
+    following = caplog.messages[1]
+    assert len(caplog.messages) == 2
+    assert f"which dropped {dropped - first} messages" in following
+    rig.sweep(60)
+    assert len(caplog.messages) == 2
+
+
+def test_logs_over_the_nodes_bound_are_not_looked_at_again_for_each_halving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = HubRig(limits=LogLimits(total=20_000))
+    looks = 0
+    measure = vars(Feed)["bytes"].fget
+
+    def looked(feed: Feed) -> int:
+        nonlocal looks
+        looks += 1
+        return int(measure(feed))
+
+    for number in range(500):
+        rig.subscribe(str(number))
+        rig.reader(str(number)).send("x" * 100, "x" * 100)
+    rig.runtime.settle()
+    monkeypatch.setattr(Feed, "bytes", property(looked))
+    rig.sweep()
+    assert rig.hub.log_bytes <= 20_000
+    assert looks <= 500 * 4
 
 
 def test_the_nodes_bound_between_append_and_tick_is_told() -> None:

@@ -6,10 +6,11 @@ import random
 
 import pytest
 
-from queuecast.errors import NotFound
+from queuecast.errors import BadPosition, NotFound
 from queuecast.hub.log import LogLimits
 from queuecast.message import Message
 from queuecast.position import Mark, Position, Start
+from tests.support.fake_history import Kept
 from tests.support.fake_runtime import FakePromise
 from tests.support.fake_session import FakeOutlet, Lines
 
@@ -39,6 +40,25 @@ def test_equal_lists_share_a_cohort() -> None:
     assert all(outlet.writes[0] is outlets[0].writes[0] for outlet in outlets)
     assert single.bodies() == ["1"]
     assert len(rig.readers) == 2
+
+
+def test_positions_of_one_numbering_tell_destinations_from_lanes() -> None:
+    rig = HubRig(kept={"a": Kept("k"), "b": Kept("k")})
+    joint = rig.subscribe("a", "b")
+    [subscription] = joint.subscriptions
+    assert str(subscription.position()) == "k-0~0"
+    rig.reader("a").send("1")
+    rig.reader("b").send("2")
+    rig.runtime.settle()
+    assert [item.position for item in joint.items()] == ["k-1~0", "k-1~1"]
+    assert str(subscription.position()) == "k-1~1"
+    assert [str(each) for each in subscription.positions()] == ["k-1", "k-1"]
+    again = rig.subscribe("a", "b", start=since("k-1~0"))
+    assert again.bodies() == ["2"]
+    single = rig.ask("a", start=since("k-1~0"))
+    rig.runtime.settle()
+    with pytest.raises(BadPosition, match="of 2 destinations, this subscription has 1"):
+        single.result()
 
 
 def test_a_joint_feed_begins_with_what_its_members_have() -> None:
@@ -141,7 +161,7 @@ def test_a_lane_evicted_while_paused_does_not_repeat_the_other() -> None:
     outlet.resume()
     rig.runtime.settle()
     assert outlet.bodies() == ["!evicted", "b3", "b5"]
-    assert outlet.items()[0].position == "a-4,b-1"
+    assert outlet.items()[0].position == "a-4~b-1"
 
 
 def test_a_gap_of_one_member_is_told_to_the_joint_feed() -> None:

@@ -258,7 +258,7 @@ class HubMachine(RuleBasedStateMachine):
 
     def _position(self, client: Client) -> str:
         names = client.log.lanes
-        return ",".join(
+        return "~".join(
             self.lanes[name].marks[have] for name, have in zip(names, client.have, strict=True)
         )
 

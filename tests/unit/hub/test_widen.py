@@ -119,7 +119,7 @@ def test_a_joint_feed_is_made_anew_and_its_positions_resume() -> None:
     rig.publish("a", "1.1", lane=1)
     rig.runtime.settle()
     assert again.bodies() == ["2.1", "b2", "1.1"]
-    assert str(again.last_position()) == "k-1.1.1,b-2"
+    assert str(again.last_position()) == "k-1.1.1~b-2"
 
 
 # -- positions and lanes ----------------------------------------------------------------------
@@ -143,6 +143,8 @@ def marks(text: str) -> Position:
         ("k-5.6,old-3", "k-9.9.9,b-7", [3, 1], "k-5.6.0,old-3"),
         ("old-5,k-6,b-3", "k-9.9.9,b-7", [3, 1], "old-5,k-6.0,b-3"),
         ("k-5,m-3.4", "k-9.9,m-7.7", [2, 2], "k-5.0,m-3.4"),
+        ("k-5~m-3.4", "k-9.9,m-7.7", [2, 2], "k-5.0,m-3.4"),
+        ("k-5,old-6~m-3", "k-9.9.9,m-7", [3, 1], "k-5,old-6,k-0,m-3"),
     ],
 )
 def test_a_position_grows_into_the_lanes(
@@ -166,6 +168,29 @@ def test_a_position_grows_into_the_lanes(
 def test_a_position_of_other_destinations(position: str, feed: str, parts: list[int]) -> None:
     with pytest.raises(BadPosition, match="same list of destinations"):
         aligned(marks(position), marks(feed), parts)
+
+
+@pytest.mark.parametrize(
+    ("position", "feed"),
+    [
+        ("k-5~6", "k-9"),
+        ("k-5~6", "k-9.9"),
+        ("k-5.6~7", "k-9"),
+        ("o-5~6", "k-9"),
+        ("b-1~k-5.6", "k-9.9.9"),
+    ],
+)
+def test_a_position_of_several_destinations_is_none_of_one(position: str, feed: str) -> None:
+    with pytest.raises(
+        BadPosition, match="is of 2 destinations, this subscription has 1"
+    ) as caught:
+        aligned(marks(position), marks(feed), [len(marks(feed))])
+    assert "same list of destinations" in caught.value.hint
+
+
+@pytest.mark.parametrize("position", ["k-5~6", "k-5.6"])
+def test_a_position_of_two_destinations_is_one_of_them(position: str) -> None:
+    assert aligned(marks(position), marks("k-9.9"), [1, 1]) == marks(position)
 
 
 def test_a_position_from_a_node_that_knows_more_lanes() -> None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -17,6 +20,7 @@ import pika
 import pika.channel
 import pika.exceptions
 import pika.spec
+from pika.adapters.asyncio_connection import _AsyncioIOServicesAdapter
 
 from ...errors import LimitExceeded, QueuecastError, Unavailable
 from .address import Address
@@ -50,6 +54,30 @@ def _quieten_pika() -> None:
     logger = logging.getLogger("pika")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
+
+
+class _Services(_AsyncioIOServicesAdapter):  # type: ignore[misc]
+    """pika's sockets, but for one that is reset in the moment in which it connects.
+
+    pika would raise ValueError in a callback of the loop: a traceback in the log, and the attempt
+    would end with its timeout instead of at once.
+    """
+
+    def connect_socket(
+        self, sock: socket.socket, resolved_addr: Any, on_done: Callable[[Any], None]
+    ) -> Any:
+        """Connect, and tell `on_done` None or the error."""
+
+        def done(error: BaseException | None) -> None:
+            if error is None:
+                try:
+                    sock.getpeername()
+                except OSError:
+                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET
+                    error = OSError(code, os.strerror(code))
+            on_done(error)
+
+        return super().connect_socket(sock, resolved_addr, done)
 
 
 class Channel:
@@ -232,7 +260,7 @@ class Link:
             on_open_callback=guarded(self._on_open),
             on_open_error_callback=guarded(self._on_open_error),
             on_close_callback=guarded(self._on_close),
-            custom_ioloop=self._loop,
+            custom_ioloop=_Services(self._loop),
         )
         self._raw.add_on_connection_blocked_callback(guarded(self._on_blocked))
         self._raw.add_on_connection_unblocked_callback(guarded(self._on_unblocked))

@@ -51,7 +51,7 @@ class FeedQueue:
         self.name = ""
         self.canary: Canary | None = None
         self._work = asyncio.Event()
-        self._settling = Settling(self._look)
+        self._settling = Settling(self._look, feeds.patience)
         self._readers = Readers(kind, self._work.set, self._settling.wait)
         self._intake = Intake(self._readers)
         self._channel: Channel | None = None
@@ -90,10 +90,13 @@ class FeedQueue:
         else:
             self._readers.refresh(_REBIND)
 
-    async def _look(self) -> None:
-        """Return once all is handed on that the queue held; raises Unavailable."""
+    async def _look(self, ends: float) -> None:
+        """Return once all is handed on that the queue held; raises Unavailable.
+
+        ends: when it gives up, by the loop's clock.
+        """
         try:
-            async with asyncio.timeout(self._feeds.patience):
+            async with asyncio.timeout_at(ends):
                 while not await self._is_read():
                     pass
         except TimeoutError:

@@ -13,22 +13,28 @@ from collections.abc import Awaitable, Callable
 class Settling:
     """Looks at a queue, once for all who ask before a look begins."""
 
-    def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, look: Callable[[float], Awaitable[None]], patience: float) -> None:
+        """look: given when it has to end, by the loop's clock. patience: seconds that the first
+        who asks for a look waits at most, until it begins and for itself together.
+        """
         self._look = look
+        self._patience = patience
         self._turn = asyncio.Lock()
         self._next: asyncio.Task[None] | None = None
 
     async def wait(self) -> None:
         """Return after a look that began later than this call; raises what the look raises."""
         if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._run(), name="settle a feed")
+            loop = asyncio.get_running_loop()
+            ends = loop.time() + self._patience
+            self._next = loop.create_task(self._run(ends), name="settle a feed")
             self._next.add_done_callback(_heard)
         await asyncio.shield(self._next)
 
-    async def _run(self) -> None:
+    async def _run(self, ends: float) -> None:
         async with self._turn:
             self._next = None
-            await self._look()
+            await self._look(ends)
 
 
 def _heard(task: asyncio.Task[None]) -> None:

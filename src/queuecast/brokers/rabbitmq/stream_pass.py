@@ -33,10 +33,11 @@ PREFETCH = 500  # messages; what the broker may send ahead of our acks
 _ACKS = 100  # messages that are acked together
 # Bytes of the window. It stops a crowd that reads page by page from making a sweep of each page.
 WINDOW = 8 << 20
-# Messages that are rather read and thrown away than jumped over: a jump takes that long.
-_NEAR = 500
 # Requests so far ahead take part in a run. More than can arrive between two looks.
 _AHEAD = 2 * PREFETCH
+# Messages that are rather read and thrown away than jumped over: a jump takes that long. No more
+# than _AHEAD: who is read on to takes part, else the run would go past it.
+_NEAR = _AHEAD // 2
 # Messages after which a run lets others have the consumer, if any wait.
 _QUANTUM = 5_000
 # … and after which a page ends in any case: whoever asked does not wait for ever for the messages

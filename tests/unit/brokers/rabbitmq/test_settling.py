@@ -15,10 +15,12 @@ class Looks:
 
     def __init__(self) -> None:
         self.begun: list[asyncio.Future[None]] = []
+        self.ends: list[float] = []
 
-    async def __call__(self) -> None:
+    async def __call__(self, ends: float) -> None:
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.begun.append(answer)
+        self.ends.append(ends)
         await answer
 
 
@@ -29,7 +31,7 @@ async def turns() -> None:
 
 async def test_all_who_ask_before_a_look_begins_share_it() -> None:
     looks = Looks()
-    settling = Settling(looks)
+    settling = Settling(looks, 5.0)
     early = [asyncio.create_task(settling.wait()) for _ in range(1000)]
     await turns()
     assert len(looks.begun) == 1
@@ -46,9 +48,32 @@ async def test_all_who_ask_before_a_look_begins_share_it() -> None:
     assert all(isinstance(end, Unavailable) for end in ends)
 
 
+async def test_whoever_waits_for_a_look_does_not_wait_twice_as_long() -> None:
+    looks = Looks()
+    settling = Settling(looks, 5.0)
+    loop = asyncio.get_running_loop()
+    early = asyncio.create_task(settling.wait())
+    await turns()
+    before = loop.time()
+    late = asyncio.create_task(settling.wait())
+    await turns()
+    after = loop.time()
+    await asyncio.sleep(0.02)
+    later = asyncio.create_task(settling.wait())
+    await turns()
+    looks.begun[0].set_exception(Unavailable("not read yet"))
+    await turns()
+    looks.begun[1].set_result(None)
+    results = await asyncio.gather(early, late, later, return_exceptions=True)
+    assert isinstance(results[0], Unavailable)
+    assert not any(results[1:])
+    # From when the first of them asked, not from when its look began.
+    assert before + 5.0 <= looks.ends[1] <= after + 5.0
+
+
 async def test_whoever_leaves_disturbs_nobody() -> None:
     looks = Looks()
-    settling = Settling(looks)
+    settling = Settling(looks, 5.0)
     complaints: list[Any] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _loop, context: complaints.append(context))

@@ -358,3 +358,7 @@ async def test_nobody_waits_for_ever_whatever_happens(
     assert not reading._waiting
     assert not reading._groups
     await reading.close()
+
+
+def test_who_is_read_on_to_takes_part() -> None:
+    assert stream_pass._NEAR <= stream_pass._AHEAD
