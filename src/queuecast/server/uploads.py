@@ -57,6 +57,13 @@ class Uploads:
         finally:
             self._uploading -= size
 
+    def hold(self, change: int) -> bool:
+        """Count bytes that are held elsewhere until their request is whole, or negative ones that
+        are not any more; returns whether there is room for more.
+        """
+        self._uploading += change
+        return self._uploading <= self._limits.uploads
+
     def _at_once(self, request: web.BaseRequest) -> bytes | None:
         """Return a body that came with its head, as small ones do, None for any other."""
         content = request.content

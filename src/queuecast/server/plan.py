@@ -1,0 +1,101 @@
+"""Plans: what the head of a small publish asks for, read once for all requests that begin alike.
+
+A publisher says the same head again and again. What follows from it alone (route, origin, policy,
+destination, properties) is a plan, and a request with the very same bytes has the same one. There
+is no plan for anything but a whole body in one piece: aiohttp has everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..auth.identity import ANONYMOUS
+from ..codecs.http1 import RequestHead
+from ..errors import QueuecastError
+from ..sessions.idempotency import HEADER
+from . import answers
+from .answers import Answer
+from .gate import Cors, Gate
+from .publish import Publisher, Wanted
+from .siblings import Place
+
+# Bytes of a body, well within one read. A larger one is a stream, for which aiohttp is made.
+MOST = 64 * 1024
+
+# Each changes where a request ends, or what its connection is afterwards.
+_NOT_PLAIN = ("transfer-encoding", "expect", "upgrade", "trailer")
+_CONNECTIONS = ("", "keep-alive", "close")
+# A comma may be two header lines, of which aiohttp refuses some and takes the first of others.
+_SINGLE = ("content-type", "content-encoding", HEADER)
+
+
+class Plan:
+    """head: the bytes, with the empty line; size: those of head and body together.
+
+    refused: the answer when nothing is to be published, else `wanted` is what is. last: the client
+    wants no more than this answer. success: the answer to a publish that went well, as it was made at
+    `date`.
+    """
+
+    __slots__ = ("cors", "date", "head", "last", "refused", "size", "success", "wanted")
+
+    def __init__(
+        self, head: bytes, body: int, cors: Cors, *, last: bool, wanted: Wanted | Answer
+    ) -> None:
+        self.head = head
+        self.size = len(head) + body
+        self.cors = cors
+        self.last = last
+        self.refused = wanted if isinstance(wanted, Answer) else None
+        self.wanted = None if isinstance(wanted, Answer) else wanted
+        self.success = b""
+        self.date = ""
+
+
+class Plans:
+    """Makes the plans of one server."""
+
+    def __init__(
+        self, gate: Gate, publisher: Publisher, limit: int, place: Place | None = None
+    ) -> None:
+        """limit: bytes of a message's body. place: this worker's among several."""
+        self._gate = gate
+        self._publisher = publisher
+        self._most = min(limit, MOST)
+        self._place = place
+
+    def read(self, head: RequestHead, raw: bytes, transport: asyncio.BaseTransport) -> Plan | None:
+        """Return the plan of a head, None when it is not for us. raw: its bytes, nothing else."""
+        headers = head.headers
+        length = headers.get("content-length", "")
+        if head.method != "POST" or head.version != "1.1" or not _is_plain(headers, length):
+            return None
+        if len(length) > 9 or int(length) > self._most:
+            return None
+        route = self._gate.route(head.path, head.query)
+        if route.verb != "publish" or route.rest in ("", "/"):
+            return None
+        place = self._place
+        if place is not None and place.owner(route, head.method, head.query, headers) is not None:
+            return None
+        cors: Cors = ()
+        wanted: Wanted | Answer
+        try:
+            cors = self._gate.admit(route, headers, transport)
+            wanted = self._publisher.wanted(ANONYMOUS, route.rest, head.query, headers)
+        except QueuecastError as error:
+            wanted = answers.refusal(error)
+        last = headers.get("connection", "").lower() == "close"
+        return Plan(raw, int(length), cors, last=last, wanted=wanted)
+
+
+def _is_plain(headers: dict[str, str], length: str) -> bool:
+    if not (length.isascii() and length.isdigit()):
+        return False
+    if any(name in headers for name in _NOT_PLAIN):
+        return False
+    if headers.get("connection", "").lower() not in _CONNECTIONS:
+        return False
+    return all(
+        value.isascii() and "," not in value for name in _SINGLE if (value := headers.get(name))
+    )
