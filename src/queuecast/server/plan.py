@@ -21,33 +21,34 @@ from .siblings import Place
 
 # Bytes of a body, well within one read. A larger one is a stream, for which aiohttp is made.
 MOST = 64 * 1024
+# Bytes of a head. Each connection remembers its last one, also while it is idle.
+_MOST_HEAD = 4 * 1024
 
 # Each changes where a request ends, or what its connection is afterwards.
-_NOT_PLAIN = ("transfer-encoding", "expect", "upgrade", "trailer")
+_NOT_PLAIN = ("transfer-encoding", "expect", "upgrade")
 _CONNECTIONS = ("", "keep-alive", "close")
 # A comma may be two header lines, of which aiohttp refuses some and takes the first of others.
 _SINGLE = ("content-type", "content-encoding", HEADER)
 
 
 class Plan:
-    """head: the bytes, with the empty line; size: those of head and body together.
+    """What one head asks for.
 
-    refused: the answer when nothing is to be published, else `wanted` is what is. last: the client
-    wants no more than this answer. success: the answer to a publish that went well, as it was made at
-    `date`.
+    head: the bytes, with the empty line; size: those of head and body together. wanted: what is to
+    be published, or the answer that refuses it. last: the client wants no more than this answer.
+    success: the answer to a publish that went well, as it was made at `date`.
     """
 
-    __slots__ = ("cors", "date", "head", "last", "refused", "size", "success", "wanted")
+    __slots__ = ("cors", "date", "head", "last", "size", "success", "wanted")
 
     def __init__(
-        self, head: bytes, body: int, cors: Cors, *, last: bool, wanted: Wanted | Answer
+        self, head: bytes, body: int, cors: Cors, wanted: Wanted | Answer, *, last: bool
     ) -> None:
         self.head = head
         self.size = len(head) + body
         self.cors = cors
+        self.wanted = wanted
         self.last = last
-        self.refused = wanted if isinstance(wanted, Answer) else None
-        self.wanted = None if isinstance(wanted, Answer) else wanted
         self.success = b""
         self.date = ""
 
@@ -66,6 +67,8 @@ class Plans:
 
     def read(self, head: RequestHead, raw: bytes, transport: asyncio.BaseTransport) -> Plan | None:
         """Return the plan of a head, None when it is not for us. raw: its bytes, nothing else."""
+        if len(raw) > _MOST_HEAD:
+            return None
         headers = head.headers
         length = headers.get("content-length", "")
         if head.method != "POST" or head.version != "1.1" or not _is_plain(headers, length):
@@ -86,7 +89,7 @@ class Plans:
         except QueuecastError as error:
             wanted = answers.refusal(error)
         last = headers.get("connection", "").lower() == "close"
-        return Plan(raw, int(length), cors, last=last, wanted=wanted)
+        return Plan(raw, int(length), cors, wanted, last=last)
 
 
 def _is_plain(headers: dict[str, str], length: str) -> bool:

@@ -256,7 +256,8 @@ class Server:
         # First of all, so that nothing below can stop the clock of everybody.
         self._timer = loop.call_later(self._interval, self._beat)
         now = loop.time()
-        assert self._doors is not None and self._posts is not None
+        assert self._doors is not None
+        assert self._posts is not None
         self._doors.sweep(now)
         self._posts.sweep(now)
         self.connections.beat(now)
