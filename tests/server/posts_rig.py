@@ -1,4 +1,4 @@
-"""What stands on both sides of a connection that publishes: a socket of paper, and a broker's ear."""
+"""What stands at both sides of a connection that publishes: a paper socket, a broker's ear."""
 
 import asyncio
 import re

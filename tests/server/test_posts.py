@@ -1,4 +1,4 @@
-"""Small publishes without aiohttp: the same as with it, one after the other, within their limits."""
+"""Small publishes without aiohttp: the same as with it, one after the other, within limits."""
 
 import asyncio
 import json
@@ -624,10 +624,10 @@ async def test_a_client_that_never_reads_is_cut_off() -> None:
 async def test_a_shutdown_answers_what_is_under_way_and_closes_the_rest() -> None:
     async with running() as house:
         ear = Ear(house)
-        ear.hold = asyncio.Event()
+        hold = ear.hold = asyncio.Event()
         waiting = await house.connect(post(body=b"1") + post(body=b"2"))
         await house.eventually(lambda: ear.bodies == [b"1"])
-        ear.hold, hold = None, ear.hold
+        ear.hold = None
         idle = await house.connect(post(body=b"3"))
         assert (await idle.response())[0] == 200
         half = await house.connect(post(body=b"4") + post(body=b"56")[:-1])
