@@ -15,8 +15,9 @@ _DATE = re.compile(rb"\r\nDate: [^\r]*")
 class Wire(asyncio.Transport):
     """A socket whose other end is the test: what is written gathers, nothing is sent."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, peer: str = "127.0.0.1") -> None:
         super().__init__()
+        self._peer = peer
         self.written: list[bytes] = []
         self.reading = True
         self.closed = False
@@ -66,7 +67,7 @@ class Wire(asyncio.Transport):
         return self.protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return ("127.0.0.1", 1) if name == "peername" else default
+        return (self._peer, 1) if name == "peername" else default
 
     def is_closing(self) -> bool:
         return self.closed

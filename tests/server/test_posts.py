@@ -168,6 +168,59 @@ async def test_both_ways_give_the_same_answer(name: str) -> None:
     assert found[0] == found[1]
 
 
+async def test_each_refusal_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    data = post("/topic/secret")
+    async with running(**TABLES) as house:
+        client = await house.connect(data + data)
+        for _ in range(2):
+            assert (await client.response())[0] == 403
+        house.gateway._refusals._next = 0.0
+        await client.send(data)
+        assert (await client.response())[0] == 403
+        assert len(posts_of(house)) == 1
+    logged = [each.getMessage() for each in caplog.records if "/topic/secret" in each.getMessage()]
+    assert len(logged) == 2
+    assert "[[allow]]" in logged[0]
+    assert logged[1].endswith("(and 1 more since the last such line)")
+
+
+async def test_plans_are_kept_within_a_bound_and_for_equal_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("queuecast.server.plan._KEPT", 3)
+    async with running() as house:
+        ear = Ear(house)
+        kept = house.server._plans._kept
+        first, second = Wire(house), Wire(house)
+        first.feed(post("/topic/1") + post("/topic/2") + post("/topic/3") + post("/topic/1"))
+        second.feed(post("/topic/1"))
+        assert second.poster._plan is first.poster._plan
+        # Another key each time, a refusal, and what aiohttp has are nobody else's.
+        first.feed(post("/topic/1", "Idempotency-Key: 1") + post("/topic/4?nix=1"))
+        await house.eventually(lambda: first.said.count(b"HTTP/1.1") == 6)
+        assert len(kept) == 3
+        first.feed(post("/topic/5") + post("/topic/1"))
+        assert [raw.split()[1] for raw in kept] == [b"/publish/topic/%d" % n for n in (3, 5, 1)]
+        assert len(ear.seen) == 8
+        first.lose()
+        second.lose()
+
+
+async def test_a_proxys_clients_share_no_plan() -> None:
+    server = {"trusted_proxies": ["10.0.0.0/8"], "origins": ["http://shop.example"]}
+    async with running(server=server, allow=TABLES["allow"]) as house:
+        forwarded = ("X-Forwarded-Host: shop.example", "Origin: http://shop.example")
+        data = post("/topic/a", "Host: inner.example", *forwarded)
+        trusted, stranger = Wire(house, "10.0.0.1"), Wire(house, "192.0.2.1")
+        for _ in range(2):
+            trusted.feed(data)
+            stranger.feed(data)
+        assert trusted.said.count(b"HTTP/1.1 200 OK") == 2
+        assert stranger.said.count(b"HTTP/1.1 403 Forbidden") == 2
+        trusted.lose()
+        stranger.lose()
+
+
 async def test_a_key_is_published_once_on_one_connection() -> None:
     async with running() as house:
         ear = Ear(house)
@@ -441,6 +494,19 @@ async def test_a_client_that_says_its_last_still_gets_its_answers() -> None:
             assert (await client.rest()).count(b"HTTP/1.1 200 OK") == 2
             assert ear.bodies == [b"1", b"2"]
             await house.eventually(lambda: house.server.sockets.open == 0)
+
+
+async def test_the_last_that_a_client_says_may_be_aiohttps() -> None:
+    async with running() as house:
+        ear = Ear(house)
+        ear.hold = asyncio.Event()
+        client = await house.connect(post() + request("GET", "/healthz", "Connection: close"))
+        client.writer.write_eof()
+        await house.eventually(lambda: ear.bodies == [b"x"])
+        await asyncio.sleep(0.02)
+        ear.hold.set()
+        assert (await client.rest()).count(b"HTTP/1.1 200 OK") == 2
+        await house.eventually(lambda: house.server.sockets.open == 0)
 
 
 async def test_half_a_request_and_the_end() -> None:

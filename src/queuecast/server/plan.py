@@ -1,13 +1,15 @@
 """Plans: what the head of a small publish asks for, read once for all requests that begin alike.
 
 A publisher says the same head again and again. What follows from it alone (route, origin, policy,
-destination, properties) is a plan, and a request with the very same bytes has the same one. There
-is no plan for anything but a whole body in one piece: aiohttp has everything else.
+destination, properties) is a plan, and a request with the very same bytes has the same one, on
+whatever connection. There is no plan for anything but a body of known, small size: aiohttp has
+everything else.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 
 from ..auth.identity import ANONYMOUS
 from ..codecs.http1 import RequestHead
@@ -23,6 +25,8 @@ from .siblings import Place
 MOST = 64 * 1024
 # Bytes of a head. Each connection remembers its last one, also while it is idle.
 _MOST_HEAD = 4 * 1024
+# Plans that are kept for other connections and later: a few MB, whatever strangers say.
+_KEPT = 1000
 
 # Each changes where a request ends, or what its connection is afterwards.
 _NOT_PLAIN = ("transfer-encoding", "expect", "upgrade")
@@ -64,6 +68,15 @@ class Plans:
         self._publisher = publisher
         self._most = min(limit, MOST)
         self._place = place
+        # Used longest ago first.
+        self._kept: OrderedDict[bytes, Plan] = OrderedDict()
+
+    def kept(self, raw: bytes) -> Plan | None:
+        """Return the plan of a head with these very bytes, if there was one lately."""
+        plan = self._kept.get(raw)
+        if plan is not None:
+            self._kept.move_to_end(raw)
+        return plan
 
     def read(self, head: RequestHead, raw: bytes, transport: asyncio.BaseTransport) -> Plan | None:
         """Return the plan of a head, None when it is not for us. raw: its bytes, nothing else."""
@@ -89,7 +102,14 @@ class Plans:
         except QueuecastError as error:
             wanted = answers.refusal(error)
         last = headers.get("connection", "").lower() == "close"
-        return Plan(raw, int(length), cors, wanted, last=last)
+        plan = Plan(raw, int(length), cors, wanted, last=last)
+        # A refusal is to be logged each time, a key is another one each time, and where the peer's
+        # address decides what its headers mean they mean it there alone.
+        if isinstance(wanted, Wanted) and HEADER not in headers and not self._gate.knows_proxies:
+            self._kept[raw] = plan
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return plan
 
 
 def _is_plain(headers: dict[str, str], length: str) -> bool:

@@ -34,6 +34,8 @@ _A_TURN = 64
 _AHEAD = 64 * 1024
 _POST = b"POST "
 _END = b"\r\n\r\n"
+# Of no request: none begins so.
+_NO_PLAN = Plan(b"\0", 0, (), answers.internal(), last=True)
 
 
 class State(enum.IntEnum):
@@ -174,6 +176,8 @@ class Poster(asyncio.Protocol):
             wanted = plan.wanted
             if isinstance(wanted, Answer):
                 found.append(posts.answer(wanted, plan))
+                # The same once more is a refusal of its own, with its line in the log.
+                self._plan = _NO_PLAN
             else:
                 body = data[start + len(plan.head) : end]
                 try:
@@ -200,7 +204,7 @@ class Poster(asyncio.Protocol):
 
     def _read(self, data: bytes, start: int) -> Plan | State | None:
         """Return the plan of the request that begins there, as far as it has one."""
-        limits = self._posts.limits
+        limits, plans = self._posts.limits, self._posts.plans
         if not data.startswith(_POST, start) and not _POST.startswith(data[start : start + 5]):
             return None
         end = data.find(_END, start, start + limits.head)
@@ -209,11 +213,13 @@ class Poster(asyncio.Protocol):
             self._needed = held + 1
             return State.HEAD if held < limits.head else None
         raw = data[start : end + len(_END)]
+        if (kept := plans.kept(raw)) is not None:
+            return kept
         try:
             head = HeadParser(limits.head, limits.headers).receive_data(raw)
             if head is None or head.rest:
                 return None  # it ends elsewhere for others
-            return self._posts.plans.read(head, raw, self._transport)
+            return plans.read(head, raw, self._transport)
         except HeadError:
             return None  # there it is explained
         except Exception:

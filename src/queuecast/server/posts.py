@@ -67,7 +67,8 @@ class Posts:
     def take(self, transport: asyncio.Transport, head: RequestHead) -> bool:
         """Take a connection over if its first request has a plan; returns whether it has."""
         data = head.raw.lstrip(b"\r\n")  # RFC 9112 section 2.2
-        plan = self.plans.read(head, data[: len(data) - len(head.rest)], transport)
+        raw = data[: len(data) - len(head.rest)]
+        plan = self.plans.kept(raw) or self.plans.read(head, raw, transport)
         if plan is None:
             return False
         poster = Poster(self, transport, plan)
