@@ -289,7 +289,7 @@ class Broker(Protocol):
 
 
 @runtime_checkable
-class PromptBroker(Broker, Protocol):
+class PromptBroker(Protocol):
     """A broker whose publishes may be done without waiting: an optional ability."""
 
     def publish_at_once(
