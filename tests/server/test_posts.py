@@ -193,8 +193,8 @@ async def test_plans_are_kept_within_a_bound_and_for_equal_clients(
         kept = house.server._plans._kept
         first, second = Wire(house), Wire(house)
         first.feed(post("/topic/1") + post("/topic/2") + post("/topic/3") + post("/topic/1"))
-        second.feed(post("/topic/1"))
-        assert second.poster._plan is first.poster._plan
+        second.feed(post("/topic/1", body=b"of another length"))
+        assert second.poster._request.plan is first.poster._request.plan
         # Another key each time, a refusal, and what aiohttp has are nobody else's.
         first.feed(post("/topic/1", "Idempotency-Key: 1") + post("/topic/4?nix=1"))
         await house.eventually(lambda: first.said.count(b"HTTP/1.1") == 6)
@@ -204,6 +204,54 @@ async def test_plans_are_kept_within_a_bound_and_for_equal_clients(
         assert len(ear.seen) == 8
         first.lose()
         second.lose()
+
+
+async def test_heads_that_differ_in_length_share_a_plan() -> None:
+    async with running(limits={"message": 100_000}) as house:
+        ear = Ear(house)
+        bodies = [bytes((65 + size % 26,)) * size for size in (*range(300), 65_536)]
+        client = await house.connect(b"".join(post(body=body) for body in bodies))
+        for _ in bodies:
+            assert (await client.response())[0] == 200
+        assert ear.bodies == bodies
+        assert len(house.server._plans._kept) == 1
+        # However well the rest is known: too large for us, and too large for anybody.
+        for size, status in ((65_537, 200), (100_001, 413)):
+            client = await house.connect(post() + post(body=b"x" * size))
+            assert (await client.response())[0] == 200
+            assert (await client.response())[0] == status
+            assert len(posts_of(house)) == 1
+        assert len(house.server._plans._kept) == 1
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Content-Length: \r\nContent-Length: 5",
+        "Content-Length: 5\r\nContent-Length: ",
+        "Content-Length: 1\r\nContent-Length: 1",
+        "Content-Length: 1\r\ncontent-length: 5",
+        "Content-Length: \r\nContent-Length: \r\nContent-Length: 5",
+        "Content-Length: +1",
+        "Content-Length:  ",
+        "Content-Length: 1 5",
+        "Content-Length: ",
+    ],
+)
+async def test_a_plan_is_of_one_length_only(lines: str) -> None:
+    async with running() as house:
+        ear = Ear(house)
+        good = post()
+        client = await house.connect(good)
+        assert (await client.response())[0] == 200
+        assert len(house.server._plans._kept) == 1
+        for first in (b"", good):
+            client = await house.connect(first + good.replace(b"Content-Length: 1", lines.encode()))
+            if first:
+                assert (await client.response())[0] == 200
+            assert (await client.rest()).startswith((b"HTTP/1.0 400 ", b"HTTP/1.1 400 "))
+        assert ear.bodies == [b"x", b"x"]
+        assert len(house.server._plans._kept) == 1
 
 
 async def test_a_proxys_clients_share_no_plan() -> None:

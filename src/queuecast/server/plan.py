@@ -1,15 +1,17 @@
 """Plans: what the head of a small publish asks for, read once for all requests that begin alike.
 
-A publisher says the same head again and again. What follows from it alone (route, origin, policy,
-destination, properties) is a plan, and a request with the very same bytes has the same one, on
-whatever connection. There is no plan for anything but a body of known, small size: aiohttp has
-everything else.
+A publisher says the same head again and again, but for its Content-Length. What follows from the
+rest of it (route, origin, policy, destination, properties) is a plan, and a request with the very
+same bytes has the same one, on whatever connection. There is no plan for anything but a body of
+known, small size: aiohttp has everything else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import OrderedDict
+from typing import NamedTuple
 
 from ..auth.identity import ANONYMOUS
 from ..codecs.http1 import RequestHead
@@ -28,6 +30,10 @@ _MOST_HEAD = 4 * 1024
 # Plans that are kept for other connections and later: a few MB, whatever strangers say.
 _KEPT = 1000
 
+# The line as clients write it. A head has one only, and no other line can look like it: so two
+# heads that differ in these digits alone differ in the length of the body alone.
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,9})\r\n")
+
 # Each changes where a request ends, or what its connection is afterwards.
 _NOT_PLAIN = ("transfer-encoding", "expect", "upgrade")
 _CONNECTIONS = ("", "keep-alive", "close")
@@ -36,25 +42,31 @@ _SINGLE = ("content-type", "content-encoding", HEADER)
 
 
 class Plan:
-    """What one head asks for.
+    """What one kind of head asks for.
 
-    head: the bytes, with the empty line; size: those of head and body together. wanted: what is to
-    be published, or the answer that refuses it. last: the client wants no more than this answer.
-    success: the answer to a publish that went well, as it was made at `date`.
+    wanted: what is to be published, or the answer that refuses it. last: the client wants no more
+    than this answer. success: the answer to a publish that went well, as it was made at `date`.
     """
 
-    __slots__ = ("cors", "date", "head", "last", "size", "success", "wanted")
+    __slots__ = ("cors", "date", "last", "success", "wanted")
 
-    def __init__(
-        self, head: bytes, body: int, cors: Cors, wanted: Wanted | Answer, *, last: bool
-    ) -> None:
-        self.head = head
-        self.size = len(head) + body
+    def __init__(self, cors: Cors, wanted: Wanted | Answer, *, last: bool) -> None:
         self.cors = cors
         self.wanted = wanted
         self.last = last
         self.success = b""
         self.date = ""
+
+
+class Request(NamedTuple):
+    """The beginning of a request.
+
+    head: the bytes, with the empty line. size: those of head and body together.
+    """
+
+    head: bytes
+    size: int
+    plan: Plan
 
 
 class Plans:
@@ -68,18 +80,26 @@ class Plans:
         self._publisher = publisher
         self._most = min(limit, MOST)
         self._place = place
-        # Used longest ago first.
+        # By the head without its length's digits; used longest ago first.
         self._kept: OrderedDict[bytes, Plan] = OrderedDict()
 
-    def kept(self, raw: bytes) -> Plan | None:
-        """Return the plan of a head with these very bytes, if there was one lately."""
-        plan = self._kept.get(raw)
-        if plan is not None:
-            self._kept.move_to_end(raw)
-        return plan
+    def known(self, raw: bytes) -> Request | None:
+        """Return the request of a head, if there was one lately that differs in length at most."""
+        found = _LENGTH.search(raw)
+        if found is None:
+            return None
+        key = _without(found)
+        plan = self._kept.get(key)
+        length = int(found[1])
+        if plan is None or length > self._most:
+            return None
+        self._kept.move_to_end(key)
+        return Request(raw, len(raw) + length, plan)
 
-    def read(self, head: RequestHead, raw: bytes, transport: asyncio.BaseTransport) -> Plan | None:
-        """Return the plan of a head, None when it is not for us. raw: its bytes, nothing else."""
+    def read(
+        self, head: RequestHead, raw: bytes, transport: asyncio.BaseTransport
+    ) -> Request | None:
+        """Return the request of a head, None when it is not for us. raw: its bytes, no more."""
         if len(raw) > _MOST_HEAD:
             return None
         headers = head.headers
@@ -102,14 +122,26 @@ class Plans:
         except QueuecastError as error:
             wanted = answers.refusal(error)
         last = headers.get("connection", "").lower() == "close"
-        plan = Plan(raw, int(length), cors, wanted, last=last)
+        plan = Plan(cors, wanted, last=last)
         # A refusal is to be logged each time, a key is another one each time, and where the peer's
         # address decides what its headers mean they mean it there alone.
         if isinstance(wanted, Wanted) and HEADER not in headers and not self._gate.knows_proxies:
-            self._kept[raw] = plan
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return plan
+            self._keep(raw, plan)
+        return Request(raw, len(raw) + int(length), plan)
+
+    def _keep(self, raw: bytes, plan: Plan) -> None:
+        found = _LENGTH.search(raw)
+        if found is None:
+            return
+        self._kept[_without(found)] = plan
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+
+
+def _without(length: re.Match[bytes]) -> bytes:
+    """Return a head without the digits of its length."""
+    raw = length.string
+    return raw[: length.start(1)] + raw[length.end(1) :]
 
 
 def _is_plain(headers: dict[str, str], length: str) -> bool:

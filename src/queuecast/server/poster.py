@@ -19,7 +19,7 @@ from ..codecs.http1 import HeadError, HeadParser
 from ..errors import BadRequest, QueuecastError
 from . import answers
 from .answers import Answer
-from .plan import Plan
+from .plan import Plan, Request
 from .publish import Wanted
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _AHEAD = 64 * 1024
 _POST = b"POST "
 _END = b"\r\n\r\n"
 # Of no request: none begins so.
-_NO_PLAN = Plan(b"\0", 0, (), answers.internal(), last=True)
+_NOTHING = Request(b"\0", 1, Plan((), answers.internal(), last=True))
 
 
 class State(enum.IntEnum):
@@ -60,19 +60,19 @@ class Poster(asyncio.Protocol):
         "_more",
         "_needed",
         "_paused",
-        "_plan",
         "_posts",
+        "_request",
         "_stopped",
         "_transport",
         "state",
     )
 
-    def __init__(self, posts: Posts, transport: asyncio.Transport, plan: Plan) -> None:
+    def __init__(self, posts: Posts, transport: asyncio.Transport, request: Request) -> None:
         self.state = State.IDLE
         self._posts = posts
         self._transport = transport
-        # Of the last request: the next one is likely to begin with the same bytes.
-        self._plan = plan
+        # The last one: the next is likely to begin with the same bytes.
+        self._request = request
         # What came: from _at on not served yet, with _more behind it; and how much is needed to
         # go on. Bounded by one request, or _AHEAD, and one read.
         self._data = b""
@@ -160,26 +160,27 @@ class Poster(asyncio.Protocol):
             start = self._at
             if start == size:
                 return State.IDLE
-            plan = self._plan
-            if not data.startswith(plan.head, start):
+            request = self._request
+            if not data.startswith(request.head, start):
                 read = self._read(data, start)
-                if not isinstance(read, Plan):
+                if not isinstance(read, Request):
                     return read
-                plan = self._plan = read
-            end = start + plan.size
+                request = self._request = read
+            head, length, plan = request
+            end = start + length
             if end > size:
-                self._needed = plan.size
+                self._needed = length
                 return State.BODY
-            if not posts.uploads.has_room(plan.size - self._counted):
+            if not posts.uploads.has_room(length - self._counted):
                 return None  # there it is said
             self._at = end
             wanted = plan.wanted
             if isinstance(wanted, Answer):
                 found.append(posts.answer(wanted, plan))
                 # The same once more is a refusal of its own, with its line in the log.
-                self._plan = _NO_PLAN
+                self._request = _NOTHING
             else:
-                body = data[start + len(plan.head) : end]
+                body = data[start + len(head) : end]
                 try:
                     if not publish_at_once(
                         ANONYMOUS,
@@ -202,8 +203,8 @@ class Poster(asyncio.Protocol):
         posts.loop.call_soon(self._go_on)
         return State.BUSY
 
-    def _read(self, data: bytes, start: int) -> Plan | State | None:
-        """Return the plan of the request that begins there, as far as it has one."""
+    def _read(self, data: bytes, start: int) -> Request | State | None:
+        """Return the request that begins there, what it lacks, or None when it is not for us."""
         limits, plans = self._posts.limits, self._posts.plans
         if not data.startswith(_POST, start) and not _POST.startswith(data[start : start + 5]):
             return None
@@ -213,8 +214,8 @@ class Poster(asyncio.Protocol):
             self._needed = held + 1
             return State.HEAD if held < limits.head else None
         raw = data[start : end + len(_END)]
-        if (kept := plans.kept(raw)) is not None:
-            return kept
+        if (known := plans.known(raw)) is not None:
+            return known
         try:
             head = HeadParser(limits.head, limits.headers).receive_data(raw)
             if head is None or head.rest:
@@ -345,7 +346,7 @@ class Poster(asyncio.Protocol):
             answer = posts.answer(answers.problem(408, "timeout", late), last=True)
         else:
             error = BadRequest(f"the body was not complete after {limits.body_seconds:g} s")
-            answer = posts.answer(answers.refusal(error), self._plan, last=True)
+            answer = posts.answer(answers.refusal(error), self._request.plan, last=True)
         self._transport.write(answer)
         self.close()
 

@@ -68,10 +68,10 @@ class Posts:
         """Take a connection over if its first request has a plan; returns whether it has."""
         data = head.raw.lstrip(b"\r\n")  # RFC 9112 section 2.2
         raw = data[: len(data) - len(head.rest)]
-        plan = self.plans.kept(raw) or self.plans.read(head, raw, transport)
-        if plan is None:
+        request = self.plans.known(raw) or self.plans.read(head, raw, transport)
+        if request is None:
             return False
-        poster = Poster(self, transport, plan)
+        poster = Poster(self, transport, request)
         self._waiting[State.IDLE][poster] = self.loop.time() + self._seconds[State.IDLE]
         transport.set_protocol(poster)
         poster.data_received(data)
