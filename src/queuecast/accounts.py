@@ -278,6 +278,7 @@ class BrokerAccounts:
             self._services,
             hub=entry.member,
             publish=_publisher(entry.broker),
+            at_once=None,  # it would publish with the gateway's own login
             consume=_consumer(entry.broker),
             queues=entry.broker,
         )

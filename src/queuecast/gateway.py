@@ -21,7 +21,7 @@ from .aliases import Aliases, concealed
 from .auth.identity import Identity
 from .auth.policy import Policy, Verb
 from .bridge import Bridge
-from .brokers.base import Broker
+from .brokers.base import Broker, PromptBroker
 from .brokers.factory import (
     HistoryLimits,
     KafkaSettings,
@@ -46,7 +46,7 @@ from .server.throttle import Throttle
 from .sessions.acks import Acks
 from .sessions.idempotency import IdempotencyKeys
 from .sessions.returns import Returns
-from .sessions.services import Services, SessionLimits, StompOptions
+from .sessions.services import PublishAtOnce, Services, SessionLimits, StompOptions
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +170,7 @@ class Gateway:
             queues=self.broker,
             deliveries=self._deliveries,
             acks=Acks(config.server.node if self._place is None else self._place.name),
+            at_once=self._at_once(),
             returns=Returns(
                 config.limits.max_redeliveries, config.max_redeliveries(), now=runtime.now
             ),
@@ -288,6 +289,26 @@ class Gateway:
             await self.broker.publish(destination, body, properties, mandatory=mandatory)
         except QueuecastError as error:
             raise concealed(error, (destination,)) from error
+
+    def _at_once(self) -> PublishAtOnce | None:
+        broker = self.broker
+        if not isinstance(broker, PromptBroker):
+            return None
+        publish = broker.publish_at_once
+
+        def publish_at_once(
+            destination: Destination,
+            body: bytes,
+            properties: Properties,
+            *,
+            mandatory: bool | None = None,
+        ) -> bool:
+            try:
+                return publish(destination, body, properties, mandatory=mandatory)
+            except QueuecastError as error:
+                raise concealed(error, (destination,)) from error
+
+        return publish_at_once
 
     async def _consume(
         self,

@@ -224,6 +224,7 @@ async def test_publishes_under_way_are_answered_at_shutdown(name: Name) -> None:
             await confirm(destination, body, properties, **options)
 
         services.publish = slow
+        services.at_once = None
         posting = asyncio.create_task(post(gw, f"/publish{topic}", data=b"by HTTP"))
         bare = await connect(f"{gw.ws_url}/ws{topic}")
         await bare.send("bare")

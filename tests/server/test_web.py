@@ -32,6 +32,7 @@ class Publishes:
         self.outcomes: dict[bytes, Exception] = {}
         self.hold: asyncio.Event | None = None
         house.gateway.services.publish = self
+        house.gateway.services.at_once = None
 
     async def __call__(
         self,
@@ -296,7 +297,8 @@ async def test_a_body_that_never_ends() -> None:
         house.server.limits = limits = replace(house.server.limits, body_seconds=0.05)
         uploads = house.server._web._uploads
         uploads._limits = limits
-        client = await house.connect(request("POST", "/publish/topic/a", "Content-Length: 9"))
+        # One that is small enough to be read without aiohttp is in test_posts.py.
+        client = await house.connect(request("POST", "/publish/topic/a", "Content-Length: 99999"))
         status, problem = await client.problem()
         assert (status, problem["code"]) == (400, "bad_request")
         assert "not complete" in problem["text"]
@@ -306,19 +308,28 @@ async def test_a_body_that_never_ends() -> None:
 async def test_uploads_are_bounded_together() -> None:
     async with running() as house:
         uploads = house.server._web._uploads
-        uploads._limits = replace(uploads._limits, uploads=100)
-        slow = await house.connect(request("POST", "/publish/topic/a", "Content-Length: 90") + b"x")
-        await house.eventually(lambda: uploads._uploading == 1)
+        uploads._limits = replace(uploads._limits, uploads=100_000)
+        # One for aiohttp, and one that is small enough for us.
+        slow = await house.connect(request("POST", "/publish/topic/a", "Content-Length: 80000"))
+        head = request("POST", "/publish/topic/a", "Content-Length: 10000")
+        small = await house.connect(head)
+        await house.eventually(lambda: uploads._uploading == len(head))
         # What is only announced keeps nobody else out.
-        assert (await ask(house, request("POST", "/publish/topic/a", body=b"x" * 11)))[0] == 200
-        await slow.send(b"x" * 88)
-        await house.eventually(lambda: uploads._uploading == 89)
-        status, _, problem = await ask(house, request("POST", "/publish/topic/a", body=b"x" * 12))
-        assert (status, problem["code"], problem["retry"]) == (429, "limit", True)
+        body = b"x" * 21_000
+        assert (await ask(house, request("POST", "/publish/topic/a", body=body)))[0] == 200
+        await slow.send(b"x" * 79_999)
+        await small.send(b"x" * 1)
+        await house.eventually(lambda: uploads._uploading == 80_000 + len(head))
+        for each in (body, b"x" * 70_000):
+            data = request("POST", "/publish/topic/a", body=each)
+            status, _, problem = await ask(house, data)
+            assert (status, problem["code"], problem["retry"]) == (429, "limit", True)
         await slow.send(b"x")
         assert (await slow.response())[0] == 200
+        await small.send(b"x" * 9_999)
+        assert (await small.response())[0] == 200
         await house.eventually(lambda: uploads._uploading == 0)
-        assert (await ask(house, request("POST", "/publish/topic/a", body=b"x" * 11)))[0] == 200
+        assert (await ask(house, request("POST", "/publish/topic/a", body=body)))[0] == 200
 
 
 async def test_a_refusal_by_the_rules_logs_the_line_to_add(

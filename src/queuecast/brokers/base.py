@@ -48,6 +48,7 @@ __all__ = [
     "HistoryReader",
     "Owner",
     "Page",
+    "PromptBroker",
     "QueueSpec",
     "SettlingReader",
     "TopicSpec",
@@ -284,4 +285,23 @@ class Broker(Protocol):
         """Delete the exclusive queues of a session that is over; its consumers are closed.
 
         Never raises while the broker is away: they went with the connection.
+        """
+
+
+@runtime_checkable
+class PromptBroker(Protocol):
+    """A broker whose publishes may be done without waiting: an optional ability."""
+
+    def publish_at_once(
+        self,
+        destination: Destination,
+        body: bytes,
+        properties: Properties = NO_PROPERTIES,
+        *,
+        mandatory: bool | None = None,
+    ) -> bool:
+        """Publish, if it is done when this returns; raises what `publish` does.
+
+        False: it would have to wait; nothing has happened, it is for `publish`. The two keep the
+        order of calls. Whoever calls it in a loop lets the event loop turn now and then.
         """

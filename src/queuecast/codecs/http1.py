@@ -213,8 +213,10 @@ def response(
     status: int,
     headers: Iterable[tuple[str, str]] = (),
     body: bytes = b"",
+    *,
+    last: bool = True,
 ) -> bytes:
-    """Return a whole final response that closes its connection.
+    """Return a whole final response; it is the last on its connection unless that is kept alive.
 
     Content-Length and Connection are added; a status that has no body (1xx, 204, 304) with one, and
     a name or value that would break out of its line, is a ValueError.
@@ -223,17 +225,18 @@ def response(
     if bodyless and body:
         raise ValueError(f"status {status} has no body")
     lines = [f"HTTP/1.1 {status} {_phrase(status)}"]
-    connection = "close"
+    connection = "close" if last else ""
     for name, value in headers:
         if not _NAME.fullmatch(name) or _UNSAFE_VALUE.search(value):
             raise ValueError(f"not a header: {name!r}")
         if name.lower() == "upgrade":
             # RFC 9110, 7.8: an Upgrade is always announced in Connection (426 names its protocol).
-            connection = "close, Upgrade"
+            connection = "close, Upgrade" if last else "Upgrade"
         lines.append(f"{name}: {value}")
     if not bodyless:
         lines.append(f"Content-Length: {len(body)}")
-    lines.append(f"Connection: {connection}")
+    if connection:
+        lines.append(f"Connection: {connection}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + body
 
 

@@ -1,7 +1,8 @@
 """The door: reads the first request head of a connection and chooses who serves it.
 
-A push request that is understood in full becomes a session on a lean connection. Everything
-else goes to aiohttp with every byte, as if aiohttp had accepted the connection itself.
+A push request that is understood in full becomes a session on a lean connection, and a small
+publish begins one of posts.py. Everything else goes to aiohttp with every byte, as if aiohttp had
+accepted the connection itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..codecs.websocket_handshake import HandshakeError, check_upgrade
 from .connection import NOBODY, Connection, Connections
 from .gate import Gate
 from .limits import ServerLimits
+from .posts import Posts
 from .push import Push, Way, answer, way_of
 from .siblings import Place
 from .sockets import Sockets
@@ -44,10 +46,11 @@ class Doors:
         sockets: Sockets,
         limits: ServerLimits,
         now: Callable[[], float],
+        posts: Posts,
         place: Place | None = None,
     ) -> None:
-        """hand_over: makes the protocol for everything that is not push. now: monotonic seconds.
-        place: this worker's among several.
+        """hand_over: makes the protocol for everything else. now: monotonic seconds. place: this
+        worker's among several.
         """
         self.gate = gate
         self.push = push
@@ -55,6 +58,7 @@ class Doors:
         self.hand_over = hand_over
         self.sockets = sockets
         self.limits = limits
+        self.posts = posts
         self.place = place
         self.throttle = Throttle(logger)
         self.closed = False
@@ -173,6 +177,9 @@ class Door(Connection):
         transport = self.transport
         route = doors.gate.route(head.path, head.query)
         way = way_of(route, head.method)
+        if way is None and doors.posts.take(transport, head):
+            doors.left(self)
+            return
         if way is None or _has_body(head):
             self._hand_over(head)
             return

@@ -168,6 +168,11 @@ class Gate:
             headers, methods, trusted_proxy=self._trusts(headers, transport)
         )
 
+    @property
+    def knows_proxies(self) -> bool:
+        """Whether it depends on the peer's address what some headers mean."""
+        return self._is_proxy is not None
+
     def _trusts(self, headers: Mapping[str, str], transport: asyncio.BaseTransport | None) -> bool:
         if self._is_proxy is None:
             return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -49,7 +49,23 @@ _ENTRY = frozenset(("destination", "body", "base64", "headers", "mandatory"))
 # Room for the number of a message in a batch.
 _MAX_KEY = 240
 
+# Header lines that are properties of the message, each with its name there.
+_FIELDS = (("content-type", "content_type"), ("content-encoding", "content_encoding"))
+
 Entry = tuple[Destination, bytes, Properties, bool | None]
+
+
+class Wanted(NamedTuple):
+    """What a request with one body asks for; mandatory as in Broker.publish."""
+
+    destination: Destination
+    properties: Properties
+    mandatory: bool | None
+
+    @property
+    def answer(self) -> dict[str, str]:
+        """What its client gets once it is published."""
+        return {"published": self.destination.shown}
 
 
 class BatchFailed(PublishFailed):
@@ -69,27 +85,34 @@ class Publisher:
         self._limits = limits
         self._uploads = uploads
 
+    def wanted(
+        self, identity: Identity, rest: str, query: str, headers: Mapping[str, str]
+    ) -> Wanted:
+        """Read what a request with one body asks for; raises what the policy does, BadRequest.
+
+        rest: the path after the verb, raw. headers: of any case, or lower-case names.
+        """
+        parameters = parse_query(query)
+        destination = self._target(identity, path_text(rest))
+        properties, mandatory = _from_query(parameters)
+        for header, field in _FIELDS:
+            value = headers.get(header)
+            if value is not None and getattr(properties, field) is None:
+                setattr(properties, field, short_text(header.title(), value))
+        if (key := _key(headers)) is not None:
+            properties.headers = {**properties.headers, HEADER: key}
+        return Wanted(destination, properties, mandatory)
+
     async def single(
         self, request: web.BaseRequest, identity: Identity, rest: str, query: str
     ) -> dict[str, Any]:
         """Publish the request's body; returns the answer, raises what policy and broker raise."""
-        parameters = parse_query(query)
-        destination = self._target(identity, path_text(rest))
-        properties, mandatory = _from_query(parameters)
-        for header, field in (
-            ("Content-Type", "content_type"),
-            ("Content-Encoding", "content_encoding"),
-        ):
-            value = request.headers.get(header)
-            if value is not None and getattr(properties, field) is None:
-                setattr(properties, field, short_text(header, value))
+        wanted = self.wanted(identity, rest, query, request.headers)
         body = await self._uploads.read(request, self._services.limits.message, "limits.message")
-        if (key := _key(request)) is not None:
-            properties.headers = {**properties.headers, HEADER: key}
         await self._services.publish_once(
-            identity, destination, body, properties, mandatory=mandatory
+            identity, wanted.destination, body, wanted.properties, mandatory=wanted.mandatory
         )
-        return {"published": destination.shown}
+        return wanted.answer
 
     async def batch(self, request: web.BaseRequest, identity: Identity) -> dict[str, Any]:
         """Publish a batch: all of it is checked before any of it is published.
@@ -100,7 +123,7 @@ class Publisher:
             raise BadRequest("a batch is plain JSON, without Content-Encoding")
         raw = await self._uploads.read(request, self._limits.batch, "limits.batch")
         entries = self._entries(identity, raw)
-        if (key := _key(request)) is not None:
+        if (key := _key(request.headers)) is not None:
             for index, (_, _, properties, _) in enumerate(entries):
                 # The batch's key, where a message has none of its own.
                 properties.headers = {HEADER: f"{key}/{index}", **properties.headers}
@@ -181,9 +204,9 @@ class Publisher:
         return destination, body, properties, mandatory
 
 
-def _key(request: web.BaseRequest) -> str | None:
+def _key(headers: Mapping[str, str]) -> str | None:
     """Return the request's Idempotency-Key, which may be quoted (RFC 8941 section 3.3.3)."""
-    key = request.headers.get(HEADER)
+    key = headers.get(HEADER)
     if key is None:
         return None
     if len(key) >= 2 and key[0] == key[-1] == '"':

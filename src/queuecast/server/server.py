@@ -22,6 +22,9 @@ from .handler import Server as HttpServer
 from .handover import Handover
 from .limits import ServerLimits
 from .listener import BACKLOG, Listener, raise_open_files
+from .plan import Plans
+from .posts import Posts
+from .publish import Publisher
 from .push import Push
 from .roll import roll
 from .siblings import Place
@@ -74,6 +77,9 @@ class Server:
         self._place = place
         self._handover = Handover(place, self.limits.heartbeat) if place is not None else None
         self._inner: asyncio.Server | None = None
+        publisher = Publisher(services, self.limits, uploads)
+        self._plans = Plans(self._gate, publisher, services.limits.message, place)
+        self._uploads = uploads
         self._web = Web(
             services,
             self._gate,
@@ -83,6 +89,7 @@ class Server:
             self.sockets,
             self.limits,
             uploads,
+            publisher,
             ready,
             page,
             self._handover,
@@ -91,6 +98,7 @@ class Server:
         self._http: HttpServer | None = None
         self._listener: Listener | None = None
         self._doors: Doors | None = None
+        self._posts: Posts | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._services = services
         self._stomp_address = server.stomp_address()
@@ -101,6 +109,9 @@ class Server:
         """Listen; returns host and port. Raises OSError when the address cannot be had."""
         loop = asyncio.get_running_loop()
         self._http = http = self._web.server()
+        self._posts = Posts(
+            self._services, self._plans, self._uploads, http, self.sockets, self.limits, loop
+        )
         self._doors = Doors(
             self._gate,
             self._push,
@@ -109,6 +120,7 @@ class Server:
             self.sockets,
             self.limits,
             loop.time,
+            self._posts,
             self._place,
         )
         self._listener = self._listener_at(self._doors, *self._address)
@@ -219,11 +231,13 @@ class Server:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
         await self.drain(reason, 0.0)
-        if self._http is not None:
-            # After the listener: else a connection accepted meanwhile is nobody's. It waits twice,
-            # for the answer and for the task behind it.
+        if self._http is not None and self._posts is not None:
+            # After the listener: else a connection accepted meanwhile is nobody's.
             self._http.pre_shutdown()
-            await self._http.shutdown(max(0.1, (deadline - loop.time()) / 2))
+            self._posts.close()
+            left = max(0.2, deadline - loop.time())
+            # aiohttp waits twice, for the answer and for the task behind it.
+            await asyncio.gather(self._http.shutdown(left / 2), self._posts.emptied(left))
             self._http = None
         await self.connections.emptied(max(0.0, deadline - loop.time()))
         self.connections.abort_all()
@@ -243,7 +257,9 @@ class Server:
         self._timer = loop.call_later(self._interval, self._beat)
         now = loop.time()
         assert self._doors is not None
+        assert self._posts is not None
         self._doors.sweep(now)
+        self._posts.sweep(now)
         self.connections.beat(now)
         self._sockjs.sweep(now)
 

@@ -31,7 +31,7 @@ class Uploads:
         if (whole := self._at_once(request)) is not None:
             if len(whole) > limit:
                 raise too_large
-            if self._uploading + len(whole) > self._limits.uploads:
+            if not self.has_room(len(whole)):
                 raise _full()
             return whole
         size = 0
@@ -45,7 +45,7 @@ class Uploads:
                     self._uploading += len(part)
                     if size > limit:
                         raise too_large
-                    if self._uploading > self._limits.uploads:
+                    if not self.has_room(0):
                         raise _full()
                     parts.append(part)
                 return b"".join(parts)
@@ -56,6 +56,18 @@ class Uploads:
             raise BadRequest(f"malformed body: {error}") from None
         finally:
             self._uploading -= size
+
+    def hold(self, change: int) -> bool:
+        """Count bytes that others hold until their request is whole, or no more (negative).
+
+        Returns whether they are within the limit.
+        """
+        self._uploading += change
+        return self.has_room(0)
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether so many bytes more may be on their way."""
+        return self._uploading + size <= self._limits.uploads
 
     def _at_once(self, request: web.BaseRequest) -> bytes | None:
         """Return a body that came with its head, as small ones do, None for any other."""

@@ -9,22 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
-import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
 from ..auth.identity import ANONYMOUS
-from ..codecs.http1 import error_body
 from ..codecs.websocket_handshake import HandshakeError, check_upgrade
-from ..disconnect import for_error
 from ..errors import QueuecastError, Unavailable
 from ..sessions.poll import poll
 from ..sessions.poll_work import poll_with_acks
 from ..sessions.services import RESTARTING, Services
-from . import browser
+from . import answers, browser
 from .ack import Acker, AckFailed
+from .answers import Answer
 from .connection import Connections
 from .drain import spread_over
 from .gate import GUARDED, Cors, Gate, Route, split_target
@@ -71,6 +69,7 @@ class Web:
         sockets: Sockets,
         limits: ServerLimits,
         uploads: Uploads,
+        publisher: Publisher,
         ready: Callable[[], tuple[bool, str]],
         page: Page | None = None,
         handover: Handover | None = None,
@@ -88,7 +87,7 @@ class Web:
         self._ready = ready
         self._page = page
         self._uploads = uploads
-        self._publisher = Publisher(services, limits, uploads)
+        self._publisher = publisher
         self._handover = handover
         self._acker = Acker(services, uploads.read, handover)
         # At most one per connection, whose number is bounded.
@@ -140,20 +139,18 @@ class Web:
             else:
                 response = await self._pass_on(request, owner, path, query, headers)
         except BatchFailed as error:
-            response = _refusal(error, status=error.status, extra=error.extra)
+            response = _response(answers.refusal(error, status=error.status, extra=error.extra))
         except AckFailed as error:
-            response = _refusal(error.error, extra=error.extra)
+            response = _response(answers.refusal(error.error, extra=error.extra))
         except QueuecastError as error:
             response = _refusal(error)
         except ConnectionError:
             raise  # the client went; nobody is left to answer
         except Exception:
             logger.exception("%s %s failed", request.method, path)
-            response = _problem(500, "internal", "internal error, see the gateway's log")
+            response = _response(answers.internal())
         if not response.prepared:
-            # aiohttp would name itself and Python, with their versions.
-            response.headers["Server"] = "queuecast"
-            for name, value in cors:
+            for name, value in (answers.SERVER, *cors):
                 response.headers[name] = value
         return response
 
@@ -185,7 +182,7 @@ class Web:
                 "method_not_allowed",
                 f"{request.method} is not possible here",
                 f"allowed is {allowed}",
-                {"Allow": allowed},
+                ("Allow", allowed),
             )
         match route.verb:
             case "publish":
@@ -220,7 +217,7 @@ class Web:
         handler.watch(polling)
         self._polls.add(polling)
         try:
-            return _raw_json(200, await polling)
+            return _response(answers.raw(await polling))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -364,49 +361,23 @@ def _not_push(request: web.BaseRequest, route: Route, headers: Mapping[str, str]
         check_upgrade(request.method, version, headers)
     except HandshakeError as error:
         code = "upgrade_required" if error.status == 426 else "bad_request"
-        return _problem(error.status, code, error.text, "", dict(error.headers))
+        return _problem(error.status, code, error.text, "", *error.headers)
     return _problem(400, "bad_request", "a WebSocket's opening handshake has no body")
 
 
-def _refusal(
-    error: QueuecastError, *, status: int | None = None, extra: Mapping[str, Any] | None = None
-) -> web.Response:
-    headers = {"Retry-After": "5"} if error.retry else {}
-    return _problem(
-        status or for_error(error).status,
-        error.code,
-        error.text,
-        error.hint,
-        headers,
-        retry=error.retry,
-        extra=extra,
-    )
+def _refusal(error: QueuecastError) -> web.Response:
+    return _response(answers.refusal(error))
 
 
 def _problem(
-    status: int,
-    code: str,
-    text: str,
-    hint: str = "",
-    headers: Mapping[str, str] | None = None,
-    *,
-    retry: bool = False,
-    extra: Mapping[str, Any] | None = None,
+    status: int, code: str, text: str, hint: str = "", *headers: tuple[str, str]
 ) -> web.Response:
-    if extra:
-        body = msgspec.json.encode(
-            {"code": code, "text": text, "hint": hint, "retry": retry, **extra}
-        )
-    else:
-        body = error_body(code, text, hint, retry)
-    return _raw_json(status, body, headers)
+    return _response(answers.problem(status, code, text, hint, *headers))
 
 
 def _json(value: object, status: int = 200) -> web.Response:
-    return _raw_json(status, msgspec.json.encode(value) + b"\n")
+    return _response(answers.value(value, status))
 
 
-def _raw_json(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
-    made = CIMultiDict(headers or {})
-    made["Cache-Control"] = "no-store"
-    return web.Response(status=status, body=body, headers=made, content_type="application/json")
+def _response(answer: Answer) -> web.Response:
+    return web.Response(status=answer.status, body=answer.body, headers=CIMultiDict(answer.headers))

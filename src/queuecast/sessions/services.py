@@ -60,6 +60,19 @@ class Publish(Protocol):
     ) -> Awaitable[None]: ...
 
 
+class PublishAtOnce(Protocol):
+    """brokers.base.PromptBroker.publish_at_once."""
+
+    def __call__(
+        self,
+        destination: Destination,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool | None = None,
+    ) -> bool: ...
+
+
 class Consume(Protocol):
     """brokers.base.Broker.consume."""
 
@@ -211,6 +224,7 @@ class Services:
     publishes idempotent, None for nothing. heartbeat: seconds between two signs of life on a push
     connection. deliveries: what work queues may hold, all together. acks: whose clients settle
     messages. returns: how often messages came back. counts: for people and metrics.
+    at_once: `publish` where that needs no waiting, None for a broker that always waits.
     """
 
     runtime: Runtime
@@ -234,6 +248,7 @@ class Services:
     returns: Returns = field(default_factory=Returns)
     drain: Drain = field(default_factory=Drain)
     counts: Counts = field(default_factory=Counts)
+    at_once: PublishAtOnce | None = None
     # Long polls whose clients hold messages; at most limits.poll_sessions.
     polls: set[Session] = field(default_factory=set)
 
@@ -253,6 +268,34 @@ class Services:
             self.counts.published(error.code)
             raise
         self.counts.published("confirmed")
+
+    def publish_at_once(
+        self,
+        identity: Identity,
+        destination: Destination,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool | None = None,
+    ) -> bool:
+        """Publish as `publish_once` does if nothing has to be waited for; raises the same.
+
+        False: nothing has happened, it is for `publish_once`.
+        """
+        at_once = self.at_once
+        if at_once is None:
+            return False
+        try:
+            keys = self.keys
+            if keys is not None and keys.place(identity, destination, properties) is not None:
+                return False
+            if not at_once(destination, body, properties, mandatory=mandatory):
+                return False
+        except QueuecastError as error:
+            self.counts.published(error.code)
+            raise
+        self.counts.published("confirmed")
+        return True
 
     async def _publish_once(
         self,

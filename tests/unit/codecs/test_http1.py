@@ -266,6 +266,9 @@ def test_response() -> None:
     assert response(204) == b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
     assert b"\r\nConnection: close, Upgrade\r\n" in response(426, [("Upgrade", "websocket")])
     assert response(499).startswith(b"HTTP/1.1 499 Unknown\r\n")
+    assert response(200, (), b"x", last=False) == (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+    upgrade = response(426, [("Upgrade", "websocket")], last=False)
+    assert b"\r\nConnection: Upgrade\r\n" in upgrade
 
 
 @pytest.mark.parametrize("header", [("X", "a\r\nY: b"), ("X: y", "a"), ("X", "\x00")])

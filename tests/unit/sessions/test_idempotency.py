@@ -178,3 +178,36 @@ def test_it_can_be_turned_off() -> None:
     house.publish("k")
     house.publish("k")
     assert len(house.calls) == 2
+
+
+def test_at_once_is_for_messages_without_a_key() -> None:
+    house = House()
+    seen: list[bytes] = []
+    outcome: list[bool | QueuecastError] = [True, False, Unavailable("away")]
+
+    def at_once(
+        destination: Destination,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool | None = None,
+    ) -> bool:
+        seen.append(body)
+        found = outcome[len(seen) - 1]
+        if isinstance(found, QueuecastError):
+            raise found
+        return found
+
+    services = house.services
+    assert not services.publish_at_once(ANNA, A, b"0", Properties())
+    services.at_once = at_once
+    assert not services.publish_at_once(ANNA, A, b"k", Properties(headers={HEADER: "k"}))
+    with pytest.raises(BadRequest):
+        services.publish_at_once(ANNA, A, b"k", Properties(headers={HEADER: ""}))
+    assert services.publish_at_once(ANNA, A, b"1", Properties())
+    assert not services.publish_at_once(ANNA, A, b"2", Properties())
+    with pytest.raises(Unavailable):
+        services.publish_at_once(ANNA, A, b"3", Properties())
+    assert seen == [b"1", b"2", b"3"]
+    counted = {"confirmed": 1, "bad_request": 1, "unavailable": 1}
+    assert services.counts.publishes == counted

@@ -52,7 +52,7 @@ from .history import History
 from .memory import Memory
 from .queue import Queue
 from .retained import RetainedFeed, new_filter
-from .routing import Router
+from .routing import Routed, Router
 from .stream import Stream, StreamConsumer
 from .topology import AnyQueue, Target, Topology, hint_exchange, hint_queue
 from .turn import Turn
@@ -275,6 +275,34 @@ class EmbeddedBroker:
         *,
         mandatory: bool | None = None,
     ) -> None:
+        routed = self._route(destination, body, properties, mandatory)
+        if routed.done is not None:
+            await routed.done
+        _check_taken(routed)
+        self._publishes += 1
+        if self._publishes % _PUBLISHES_A_TURN == 0:
+            await asyncio.sleep(0)
+
+    def publish_at_once(
+        self,
+        destination: Destination,
+        body: bytes,
+        properties: Properties = NO_PROPERTIES,
+        *,
+        mandatory: bool | None = None,
+    ) -> bool:
+        if self._keeper is not None:
+            return False
+        _check_taken(self._route(destination, body, properties, mandatory))
+        return True
+
+    def _route(
+        self,
+        destination: Destination,
+        body: bytes,
+        properties: Properties,
+        mandatory: bool | None,
+    ) -> Routed:
         self._check_ready()
         read_expiration(properties.expiration)
         name, key = self._address(destination)
@@ -290,13 +318,7 @@ class EmbeddedBroker:
                 routed.done.cancel()
             hint = hint_queue(key) if destination.names_queue else ""
             raise Unroutable(f"no queue takes what is published to {destination}", hint)
-        if routed.done is not None:
-            await routed.done
-        if routed.refused is not None:
-            raise PublishFailed(f"queue {routed.refused!r} is full and refuses (x-overflow)")
-        self._publishes += 1
-        if self._publishes % _PUBLISHES_A_TURN == 0:
-            await asyncio.sleep(0)
+        return routed
 
     def _address(self, destination: Destination) -> tuple[str, str]:
         """Return the exchange and routing key (or pattern) of a destination."""
@@ -410,3 +432,8 @@ class EmbeddedBroker:
     def _check_ready(self) -> None:
         if not self.ready:
             raise Unavailable(f"the embedded broker is {self._status}")
+
+
+def _check_taken(routed: Routed) -> None:
+    if routed.refused is not None:
+        raise PublishFailed(f"queue {routed.refused!r} is full and refuses (x-overflow)")
