@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import BadPosition, QueuecastError
+from ..errors import BadPosition, QueuecastError, TooSlow
 from ..message import Message
 from ..metrics import count_up
 from ..position import MAX_POSITION_TEXT, Mark, Position, Start, Vector, new_epoch
@@ -23,7 +23,7 @@ from .history import Pages
 from .log import Budget, Entry, Gap, Log, LogLimits, Place, Standing, size_of
 from .newest import Newest
 from .page import History, Marks
-from .subscription import Encoding, Outlet, Subscription, too_slow
+from .subscription import Encoding, Outlet, Subscription
 from .ticker import Ticker
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,8 @@ class Feed:
         self.bounds: tuple[int, ...] = ()
         self._begun = now()
         self._hinted = False
+        # Subscribers that were closed since the last sweep.
+        self._ended_slow = 0
         self._conflate()
 
     # -- upstream: brokers.base.FeedSink --------------------------------------------------
@@ -332,7 +334,23 @@ class Feed:
             self.wake_parked()
         if self.policy == "disconnect":
             for subscription in [each for each in self.subscribers if each.passed()]:
-                subscription.fail(too_slow(self.name))
+                self.end_slow(subscription)
+            if self._ended_slow:
+                logger.warning(
+                    "%d subscribers of %s did not keep up and were closed ([[slow]] disconnect)",
+                    self._ended_slow,
+                    self.name,
+                )
+                self._ended_slow = 0
+
+    def end_slow(self, subscription: Subscription) -> None:
+        """Close one who does not keep up, where a rule says so; `sweep` puts it into the log."""
+        self._ended_slow += 1
+        subscription.fail(
+            TooSlow(
+                f"the client did not keep up with {self.name}", "come again with the last position"
+            )
+        )
 
     def close(self) -> None:
         """Give the log and the pages back; the feed is not used any more."""

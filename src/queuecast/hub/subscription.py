@@ -17,7 +17,7 @@ import logging
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import QueuecastError, TooSlow
+from ..errors import QueuecastError
 from ..metrics import count_up
 from ..position import Mark, Position, Vector
 from .log import AHEAD, NOT_WRITTEN, Entry, Gap, Log, Place
@@ -222,7 +222,7 @@ class Subscription:
         log = self.feed.log
         if self.passed():
             if self.feed.policy == "disconnect":
-                self.fail(too_slow(self.feed.name))
+                self.feed.end_slow(self)
                 return None
             self._fall_out(log)
         if self.gap is not None:
@@ -310,8 +310,3 @@ class Subscription:
         """Tell whether the vector covers an entry of a lane in which it is ahead of the log."""
         mark = self.vector.marks[entry.lane]
         return entry.epoch in (None, mark.epoch) and entry.offset <= mark.offset
-
-
-def too_slow(name: str) -> TooSlow:
-    """Return what a client is told that `disconnect` says to close."""
-    return TooSlow(f"the client did not keep up with {name}", "come again with the last position")

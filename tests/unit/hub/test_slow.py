@@ -291,6 +291,21 @@ def test_one_who_sleeps_is_closed_by_the_sweep() -> None:
     assert not awake.failures
 
 
+def test_the_log_says_how_many_were_closed(caplog: pytest.LogCaptureFixture) -> None:
+    rig = strict()
+    slow = [rig.subscribe("a") for _ in range(3)]
+    for each in slow:
+        each.pause()
+    rig.reader("a").send(*numbered(1, 9))
+    rig.runtime.settle()
+    slow[0].resume()  # closed when it reads on; the others sleep on
+    rig.runtime.settle()
+    rig.sweep()
+    rig.sweep()
+    [line] = [each.getMessage() for each in caplog.records]
+    assert line.startswith("3 subscribers of /topic/a did not keep up and were closed")
+
+
 def test_one_who_comes_back_late_gets_the_gap() -> None:
     rig = strict()
     start = rig.reader("a").feed.position()
