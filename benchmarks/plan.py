@@ -88,7 +88,7 @@ LONG = Plan(
     backlog=200_000,
     workers=(1, 2, 4),
     worker_wires=("ws", "sse", "stomp"),
-    patience=6.0,
+    patience=8.0,
 )
 # A smoke test: everything once, nothing long enough to mean much.
 QUICK = Plan(
