@@ -298,6 +298,22 @@ async def test_a_mistake_of_ours_is_logged(caplog: pytest.LogCaptureFixture) -> 
         assert caplog.text.count("ZeroDivisionError: secret") == 2
 
 
+async def test_a_mistake_of_ours_between_two_requests_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running() as house:
+        ear = Ear(house)
+        ear.hold = asyncio.Event()
+        client = await house.connect(post() + post())
+        await house.eventually(lambda: ear.bodies == [b"x"])
+        monkeypatch.setattr(house.server._uploads, "has_room", None)
+        ear.hold.set()
+        assert (await client.rest()).count(b"HTTP/1.1") == 1
+        await house.eventually(lambda: house.server.sockets.open == 0)
+        assert "serving a publisher failed" in caplog.text
+        monkeypatch.undo()
+
+
 # -- who serves what --------------------------------------------------------------------------
 
 

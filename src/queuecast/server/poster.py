@@ -252,10 +252,15 @@ class Poster(asyncio.Protocol):
         """Take the next request, after a publish or a turn of the loop."""
         if self._gone:
             return
-        if self._paused:
-            self._wait(State.IDLE, afresh=True)
-        else:
-            self._serve()
+        try:
+            if self._paused:
+                self._wait(State.IDLE, afresh=True)
+            else:
+                self._serve()
+        except Exception:
+            # Nobody else would end a connection that waits for us.
+            logger.exception("serving a publisher failed, its connection is closed")
+            self.abort()
 
     # -- waiting --------------------------------------------------------------------------
 
