@@ -2,12 +2,15 @@
 
 import asyncio
 import re
+import socket
+import struct
 from typing import Any
 
 from queuecast.destination import Destination
 from queuecast.message import Properties
 from queuecast.server.poster import Poster
-from tests.server.house import House
+from queuecast.server.posts import Posts
+from tests.server.house import Client, House, request
 
 _DATE = re.compile(rb"\r\nDate: [^\r]*")
 
@@ -146,3 +149,26 @@ class Ear:
         self._note(destination, body, properties, mandatory)
         assert self._at_once is not None
         return self._at_once(destination, body, properties, mandatory=mandatory)
+
+
+def post(target: str = "/topic/a", *lines: str, body: bytes = b"x") -> bytes:
+    return request("POST", f"/publish{target}", *lines, body=body)
+
+
+def posts_of(house: House) -> Posts:
+    posts = house.server._posts
+    assert posts is not None
+    return posts
+
+
+def aiohttps(house: House) -> int:
+    """Count the connections that aiohttp has."""
+    assert house.server._http is not None
+    return len(house.server._http.connections)
+
+
+async def reset(client: Client) -> None:
+    """End a connection the hard way."""
+    linger = struct.pack("ii", 1, 0)
+    client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    client.writer.transport.abort()

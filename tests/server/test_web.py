@@ -297,7 +297,7 @@ async def test_a_body_that_never_ends() -> None:
         house.server.limits = limits = replace(house.server.limits, body_seconds=0.05)
         uploads = house.server._web._uploads
         uploads._limits = limits
-        # One that is small enough to be read without aiohttp is in test_posts.py.
+        # One that is small enough to be read without aiohttp is in test_posts_waiting.py.
         client = await house.connect(request("POST", "/publish/topic/a", "Content-Length: 99999"))
         status, problem = await client.problem()
         assert (status, problem["code"]) == (400, "bad_request")
