@@ -20,6 +20,11 @@ from .publish import Wanted
 from .sockets import Sockets
 from .uploads import Uploads
 
+# Publishes of one client before the event loop has its turn: a read can hold thousands. Where
+# many have more to say each has its share of _OF_ALL, though not less than _AT_LEAST: hundreds
+# of them with 64 publishes each would keep everybody else waiting for tenths of a second.
+_A_TURN, _OF_ALL, _AT_LEAST = 64, 1024, 8
+
 
 class Posts:
     """What all connections that publish share; called, it makes one.
@@ -63,6 +68,11 @@ class Posts:
 
     def __len__(self) -> int:
         return sum(len(each) for each in self._waiting)
+
+    @property
+    def turn(self) -> int:
+        """Publishes that a client may have done now, before it is the others' turn."""
+        return min(_A_TURN, max(_AT_LEAST, _OF_ALL // (1 + len(self._waiting[State.BUSY]))))
 
     def take(self, transport: asyncio.Transport, head: RequestHead) -> bool:
         """Take a connection over if its first request has a plan; returns whether it has."""
