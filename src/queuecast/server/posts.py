@@ -110,9 +110,16 @@ class Posts:
             for poster in late:
                 poster.expire()
 
-    def close(self) -> None:
-        """Close whoever asks for nothing; requests under way are answered, each the last."""
+    def close(self, seconds: float) -> None:
+        """Answer what is under way, each the last of its connection, and close the others.
+
+        They have `seconds` for a request that is on its way already: its client would not know
+        whether it was taken, and those who publish all the time always have one there.
+        """
         self.closed = True
+        self.loop.call_later(seconds, self._close_silent)
+
+    def _close_silent(self) -> None:
         for state in (State.IDLE, State.HEAD):
             for poster in list(self._waiting[state]):
                 poster.close()
