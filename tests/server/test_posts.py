@@ -749,6 +749,23 @@ async def test_garbage_behind_a_good_request() -> None:
             await house.eventually(lambda house=house: house.server.sockets.open == 0)
 
 
+async def test_lines_without_cr_are_refused_at_once() -> None:
+    data = post()
+    for bad in (
+        data.replace(b"\r\n", b"\n"),
+        data.replace(b"\r\n\r\n", b"\n\r\n"),
+        data.replace(b"\r\n\r\n", b"\r\n\n"),
+        b"POST \n",
+    ):
+        async with running() as house:
+            ear = Ear(house)
+            client = await house.connect(data)
+            assert (await client.response())[0] == 200
+            await client.send(bad)
+            assert b" 400 " in await client.until(b"\r\n")
+            assert ear.bodies == [b"x"]
+
+
 async def test_a_head_that_never_ends_behind_a_good_request() -> None:
     async with running() as house:
         client = await house.connect(post() + b"POST /publish/topic/a HTTP/1.1\r\nHost: localhost")

@@ -207,6 +207,8 @@ class Poster(asyncio.Protocol):
             return None
         end = data.find(_END, start, start + limits.head)
         if end < 0:
+            if data.count(b"\n", start) != data.count(b"\r\n", start):
+                return None  # lines that end in LF alone never end a head: it is said at once
             held = len(data) - start
             self._needed = held + 1
             return State.HEAD if held < limits.head else None
