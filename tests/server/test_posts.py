@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import json
 import logging
 import socket
@@ -603,6 +604,29 @@ async def test_a_client_that_is_reset_while_its_publish_waits(
         await house.eventually(lambda: house.gateway.services.counts.publishes["confirmed"] == 1)
         assert ear.bodies == [b"1"]
         assert house.server._uploads._uploading == 0
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("first", [b"", post()], ids=["first", "second"])
+async def test_a_client_that_is_gone_when_aiohttp_begins(
+    first: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running() as house:
+        wire = Wire(house)
+        wire.feed(first + request("GET", "/healthz"))
+        assert aiohttps(house) == 1
+        wire.lose()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gc.collect()
+        # Nor is it begun for who is known to be gone.
+        wire = Wire(house)
+        wire.feed(post())
+        wire.closed = True
+        wire.feed(request("GET", "/healthz"))
+        assert aiohttps(house) == 0
+        wire.lose()
+        assert house.server.sockets.open == len(posts_of(house)) == 0
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 

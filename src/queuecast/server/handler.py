@@ -54,6 +54,11 @@ class Handler(web.RequestHandler):
         """Cancel this future or task when the client goes: a poll has nobody to answer then."""
         self._watched = future
 
+    async def start(self) -> None:
+        """Serve, unless the client was gone before this task had its first turn."""
+        if self._manager is not None:
+            await super().start()
+
     def detach(self) -> Detached:
         """Give the socket away."""
         transport = self.transport

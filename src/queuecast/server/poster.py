@@ -302,10 +302,10 @@ class Poster(asyncio.Protocol):
 
     def _hand_over(self) -> None:
         posts = self._posts
-        if posts.closed:
+        transport = self._transport
+        if posts.closed or transport.is_closing():
             self.close()
             return
-        transport = self._transport
         rest = self._data[self._at :] + bytes(self._more)
         if self._stopped:
             self._read_on(True)
