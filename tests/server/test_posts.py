@@ -199,7 +199,9 @@ async def test_plans_are_kept_within_a_bound_and_for_equal_clients(
         first, second = Wire(house), Wire(house)
         first.feed(post("/topic/1") + post("/topic/2") + post("/topic/3") + post("/topic/1"))
         second.feed(post("/topic/1", body=b"of another length"))
-        assert second.poster._request.plan is first.poster._request.plan
+        requests = (first.poster._request, second.poster._request)
+        assert len({each.plan for each in requests if each is not None}) == 1
+        assert None not in requests
         # Another key each time, a refusal, and what aiohttp has are nobody else's.
         first.feed(post("/topic/1", "Idempotency-Key: 1") + post("/topic/4?nix=1"))
         await house.eventually(lambda: first.said.count(b"HTTP/1.1") == 6)
@@ -627,6 +629,27 @@ async def test_a_client_that_is_gone_when_aiohttp_begins(
         assert aiohttps(house) == 0
         wire.lose()
         assert house.server.sockets.open == len(posts_of(house)) == 0
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+async def test_a_client_that_goes_when_aiohttp_has_its_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running() as house:
+        for target in ("/publish", "/publish/topic/a"):
+            for turns in range(4):
+                wire = Wire(house)
+                wire.feed(request("GET", "/healthz"))
+                await house.eventually(lambda wire=wire: b"200 OK" in wire.said)
+                wire.feed(request("POST", target, "Transfer-Encoding: chunked") + b"5\r\nab")
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                wire.lose()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gc.collect()
+        assert house.server._uploads._uploading == 0
+        await house.eventually(lambda: house.server.sockets.open == 0)
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
