@@ -90,6 +90,11 @@ async def next_of(events: EventStream, want: Callable[[Event], bool]) -> Event:
     return event
 
 
+def raw_post(destination: str, body: str) -> bytes:
+    head = f"POST /publish{destination} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n{body}".encode()
+
+
 def epoch(position: str) -> str:
     return position.split("-")[0]
 
@@ -114,6 +119,52 @@ async def test_a_killed_gateway_still_has_what_it_answered(serve: Serve) -> None
     await serve.publish("/queue/orders", "4")
     async with serve.stream("/queue/orders") as events:
         assert await events.data(1) == ["4"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_what_a_crowd_got_answers_to_is_there_once(
+    serve: Serve, number: signal.Signals
+) -> None:
+    port = int(serve.url.rpartition(":")[2])
+    taken: list[str] = []
+    sent: list[str] = []
+    enough = asyncio.Event()
+
+    async def publish(client: int) -> None:
+        """Publish five at a time until the gateway ends the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        said = -1
+        try:
+            while True:
+                bodies = [f"{client}.{said + each}" for each in range(1, 6)]
+                said += 5
+                sent.extend(bodies)
+                writer.writelines(raw_post("/topic/job.crowd", body) for body in bodies)
+                for body in bodies:
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    assert head.startswith(b"HTTP/1.1 200 ")
+                    await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split()[0]))
+                    taken.append(body)
+                if len(taken) > 500:
+                    enough.set()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            writer.close()
+
+    clients = [asyncio.create_task(publish(client)) for client in range(20)]
+    await asyncio.wait_for(enough.wait(), 60)
+    await serve.end(number)
+    await asyncio.wait_for(asyncio.gather(*clients), 60)
+    await serve.start()
+    await serve.publish("/topic/job.crowd", "end")
+    kept: list[str] = []
+    async with serve.stream("/topic/job.crowd?since=first") as events:
+        while (event := await events.next()).data != "end":
+            kept.append(event.data)
+    assert len(kept) == len(set(kept))
+    assert set(taken) <= set(kept) <= set(sent)
+    for client in range(20):
+        own = [int(each.partition(".")[2]) for each in kept if each.startswith(f"{client}.")]
+        assert own == list(range(len(own)))
 
 
 async def test_an_unretained_feed_tells_of_the_gap(serve: Serve) -> None:

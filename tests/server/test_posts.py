@@ -1,10 +1,14 @@
 """Small publishes without aiohttp: who serves them, one after the other, cut anywhere."""
 
 import asyncio
+import copy
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from queuecast.server.answers import Answer
 from tests.server.house import request, running
 from tests.server.posts_rig import Ear, Wire, aiohttps, post, posts_of
 
@@ -117,6 +121,23 @@ async def test_one_read_is_answered_with_one_write_and_leaves_the_loop_its_turns
         wire.lose()
 
 
+async def test_the_more_have_more_to_say_the_less_each_says_at_a_time() -> None:
+    async with running() as house:
+        wires = [Wire(house) for _ in range(150)]
+        for wire in wires:
+            wire.feed(post() * 100)
+        assert [wires[at].said.count(b"200 OK") for at in (0, 15, 31, 149)] == [64, 64, 32, 8]
+        await house.eventually(
+            lambda: all(wire.said.count(b"200 OK") == 100 for wire in wires),
+        )
+        assert len(wires[149].written) > 3
+        # Nobody else has anything to say now.
+        wires[0].feed(post() * 64)
+        assert wires[0].said.count(b"200 OK") == 164
+        for wire in wires:
+            wire.lose()
+
+
 async def test_requests_may_be_cut_anywhere() -> None:
     async with running() as house:
         ear = Ear(house)
@@ -194,6 +215,63 @@ async def test_a_mistake_of_ours_is_logged(caplog: pytest.LogCaptureFixture) -> 
                 hold.set()
             assert (await client.response())[0] == 200
         assert caplog.text.count("ZeroDivisionError: secret") == 2
+
+
+async def test_after_a_refusal_the_next_is_read_like_any_other() -> None:
+    for following in (b"\0", b"\0\0", b"\0" + post()):
+        async with running() as house:
+            ear = Ear(house)
+            client = await house.connect(post("/topic/a?nix=1") + following)
+            assert (await client.response())[0] == 400
+            client.writer.write_eof()
+            assert b" 500 " not in await client.rest()
+            assert ear.bodies == []
+            await house.eventually(lambda house=house: house.server.sockets.open == 0)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_what_messages_share_stays_as_it_was(durable: bool, tmp_path: Path) -> None:
+    arguments = {
+        "x-max-length": 1,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": "dead",
+    }
+    queues: list[dict[str, Any]] = [
+        {"name": "short", "arguments": arguments},
+        {"name": "dead"},
+    ]
+    async with running(
+        broker={"data": str(tmp_path / "data")} if durable else {},
+        queue=queues,
+        retain=[{"destination": "/topic/#", "age": "1h"}],
+    ) as house:
+        targets = ("/queue/short", "/topic/a")
+        for target in targets:
+            data = post(f"{target}?expiration=60000&header.trace=7&header.x-first-death-queue=own")
+            client = await house.connect(data)
+            assert (await client.response())[0] == 200
+            posters = [each for every in posts_of(house)._waiting for each in every]
+            (plan,) = {each._request.plan for each in posters if each._request is not None}
+            assert not isinstance(plan.wanted, Answer)
+            before = copy.deepcopy(plan.wanted.properties)
+            await client.send(data * 3)
+            for _ in range(3):
+                assert (await client.response())[0] == 200
+            # Dead letters, a feed that replays, and STOMP and an envelope that name headers.
+            source = target if target != "/queue/short" else "/queue/dead"
+            wanted = "&last=4" if source == target else ""
+            stream = await house.connect(
+                request("GET", f"/sse{source}?envelope=json{wanted}", "Accept: text/event-stream")
+            )
+            for number in range(4 if source == target else 3):
+                event = await stream.until(b'"body":"x"')
+                assert b'"trace":"7"' in event, number
+                assert b'"x-first-death-queue":"own"' in event
+                assert event.count(b'"count":1') == (source != target)
+            assert plan.wanted.properties == before
+            stream.writer.close()
+            client.writer.close()
+            await house.eventually(lambda: len(posts_of(house)) == 0)
 
 
 async def test_a_mistake_of_ours_between_two_requests_ends_the_connection(

@@ -18,7 +18,9 @@ async def test_plans_are_kept_within_a_bound_and_for_equal_clients(
         first, second = Wire(house), Wire(house)
         first.feed(post("/topic/1") + post("/topic/2") + post("/topic/3") + post("/topic/1"))
         second.feed(post("/topic/1", body=b"of another length"))
-        assert second.poster._request.plan is first.poster._request.plan
+        requests = (first.poster._request, second.poster._request)
+        assert len({each.plan for each in requests if each is not None}) == 1
+        assert None not in requests
         # Another key each time, a refusal, and what aiohttp has are nobody else's.
         first.feed(post("/topic/1", "Idempotency-Key: 1") + post("/topic/4?nix=1"))
         await house.eventually(lambda: first.said.count(b"HTTP/1.1") == 6)
@@ -150,6 +152,23 @@ async def test_garbage_behind_a_good_request() -> None:
             client.writer.write_eof()
             assert b"200 OK" not in await client.rest()
             await house.eventually(lambda house=house: house.server.sockets.open == 0)
+
+
+async def test_lines_without_cr_are_refused_at_once() -> None:
+    data = post()
+    for bad in (
+        data.replace(b"\r\n", b"\n"),
+        data.replace(b"\r\n\r\n", b"\n\r\n"),
+        data.replace(b"\r\n\r\n", b"\r\n\n"),
+        b"POST \n",
+    ):
+        async with running() as house:
+            ear = Ear(house)
+            client = await house.connect(data)
+            assert (await client.response())[0] == 200
+            await client.send(bad)
+            assert b" 400 " in await client.until(b"\r\n")
+            assert ear.bodies == [b"x"]
 
 
 async def test_a_head_that_never_ends_behind_a_good_request() -> None:

@@ -1,6 +1,7 @@
 """Small publishes that wait, clients that do not read, limits of time, and the end."""
 
 import asyncio
+import gc
 import logging
 import socket
 
@@ -8,7 +9,7 @@ import pytest
 
 from queuecast.server.poster import State
 from tests.server.house import request, running
-from tests.server.posts_rig import Ear, Wire, post, posts_of, reset
+from tests.server.posts_rig import Ear, Wire, aiohttps, post, posts_of, reset
 
 pytestmark = pytest.mark.both_loops
 
@@ -75,6 +76,50 @@ async def test_a_client_that_is_reset_while_its_publish_waits(
         await house.eventually(lambda: house.gateway.services.counts.publishes["confirmed"] == 1)
         assert ear.bodies == [b"1"]
         assert house.server._uploads._uploading == 0
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("first", [b"", post()], ids=["first", "second"])
+async def test_a_client_that_is_gone_when_aiohttp_begins(
+    first: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running() as house:
+        wire = Wire(house)
+        wire.feed(first + request("GET", "/healthz"))
+        assert aiohttps(house) == 1
+        wire.lose()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gc.collect()
+        # Nor is it begun for who is known to be gone.
+        wire = Wire(house)
+        wire.feed(post())
+        wire.closed = True
+        wire.feed(request("GET", "/healthz"))
+        assert aiohttps(house) == 0
+        wire.lose()
+        assert house.server.sockets.open == len(posts_of(house)) == 0
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+async def test_a_client_that_goes_when_aiohttp_has_its_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running() as house:
+        for target in ("/publish", "/publish/topic/a"):
+            for turns in range(4):
+                wire = Wire(house)
+                wire.feed(request("GET", "/healthz"))
+                await house.eventually(lambda wire=wire: b"200 OK" in wire.said)
+                wire.feed(request("POST", target, "Transfer-Encoding: chunked") + b"5\r\nab")
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                wire.lose()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gc.collect()
+        assert house.server._uploads._uploading == 0
+        await house.eventually(lambda: house.server.sockets.open == 0)
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
@@ -241,6 +286,27 @@ async def test_a_shutdown_answers_what_is_under_way_and_closes_the_rest() -> Non
         assert await waiting.rest() == b""
         await stopping
         assert ear.bodies == [b"1", b"3", b"4", b"7", b"56"]
+
+
+async def test_a_shutdown_takes_what_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("queuecast.server.server._LAST_CALL", 30.0)
+    async with running() as house:
+        ear = Ear(house)
+        idle = await house.connect(post(body=b"1"))
+        head = await house.connect(post(body=b"2") + post(body=b"3")[:20])
+        for client in (idle, head):
+            assert (await client.response())[0] == 200
+        stopping = asyncio.create_task(house.gateway.stop(grace=20.0))
+        await house.eventually(lambda: posts_of(house).closed)
+        await head.send(post(body=b"3")[20:])
+        await idle.send(post(body=b"4") + post(body=b"5"))
+        for client in (idle, head):
+            status, headers, _ = await client.response()
+            assert (status, headers["connection"]) == (200, "close")
+            assert await client.rest() == b""
+        # Nobody is left to wait for.
+        await asyncio.wait_for(stopping, 5)
+        assert sorted(ear.bodies) == [b"1", b"2", b"3", b"4"]
 
 
 async def test_a_shutdown_waits_no_longer_than_its_grace() -> None:

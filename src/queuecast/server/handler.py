@@ -54,6 +54,20 @@ class Handler(web.RequestHandler):
         """Cancel this future or task when the client goes: a poll has nobody to answer then."""
         self._watched = future
 
+    async def start(self) -> None:
+        """Serve, unless the client is gone before this task has its turn.
+
+        aiohttp then finds nothing left of what it made for it, and says so in everybody's log.
+        """
+        if self._manager is None:
+            return
+        try:
+            await super().start()
+        except TypeError:
+            if self._manager is not None:
+                raise
+            logger.debug("a client went when its request came", exc_info=True)
+
     def detach(self) -> Detached:
         """Give the socket away."""
         transport = self.transport

@@ -27,15 +27,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Publishes of one client before the event loop has its turn: a read can hold thousands.
-_A_TURN = 64
 # Bytes kept for a client whose turn it is not: its publish is not confirmed yet, or it does not
 # read its answers. Beyond them it is read no more.
 _AHEAD = 64 * 1024
 _POST = b"POST "
 _END = b"\r\n\r\n"
-# Of no request: none begins so.
-_NOTHING = Request(b"\0", 1, Plan((), answers.internal(), last=True))
 
 
 class State(enum.IntEnum):
@@ -68,11 +64,12 @@ class Poster(asyncio.Protocol):
     )
 
     def __init__(self, posts: Posts, transport: asyncio.Transport, request: Request) -> None:
+        """request: what the first one is known to be."""
         self.state = State.IDLE
         self._posts = posts
         self._transport = transport
-        # The last one: the next is likely to begin with the same bytes.
-        self._request = request
+        # The last one: the next is likely to begin with the same bytes. None after a refusal.
+        self._request: Request | None = request
         # What came: from _at on not served yet, with _more behind it; and how much is needed to
         # go on. Bounded by one request, or _AHEAD, and one read.
         self._data = b""
@@ -156,12 +153,12 @@ class Poster(asyncio.Protocol):
         posts = self._posts
         publish_at_once = posts.services.publish_at_once
         data, size = self._data, len(self._data)
-        for _ in range(_A_TURN):
+        for _ in range(posts.turn):
             start = self._at
             if start == size:
                 return State.IDLE
             request = self._request
-            if not data.startswith(request.head, start):
+            if request is None or not data.startswith(request.head, start):
                 read = self._read(data, start)
                 if not isinstance(read, Request):
                     return read
@@ -178,7 +175,7 @@ class Poster(asyncio.Protocol):
             if isinstance(wanted, Answer):
                 found.append(posts.answer(wanted, plan))
                 # The same once more is a refusal of its own, with its line in the log.
-                self._request = _NOTHING
+                self._request = None
             else:
                 body = data[start + len(head) : end]
                 try:
@@ -210,6 +207,8 @@ class Poster(asyncio.Protocol):
             return None
         end = data.find(_END, start, start + limits.head)
         if end < 0:
+            if data.count(b"\n", start) != data.count(b"\r\n", start):
+                return None  # lines that end in LF alone never end a head: it is said at once
             held = len(data) - start
             self._needed = held + 1
             return State.HEAD if held < limits.head else None
@@ -308,10 +307,10 @@ class Poster(asyncio.Protocol):
 
     def _hand_over(self) -> None:
         posts = self._posts
-        if posts.closed:
+        transport = self._transport
+        if posts.closed or transport.is_closing():
             self.close()
             return
-        transport = self._transport
         rest = self._data[self._at :] + bytes(self._more)
         if self._stopped:
             self._read_on(True)
@@ -351,7 +350,8 @@ class Poster(asyncio.Protocol):
             answer = posts.answer(answers.problem(408, "timeout", late), last=True)
         else:
             error = BadRequest(f"the body was not complete after {limits.body_seconds:g} s")
-            answer = posts.answer(answers.refusal(error), self._request.plan, last=True)
+            plan = self._request.plan if self._request is not None else None
+            answer = posts.answer(answers.refusal(error), plan, last=True)
         self._transport.write(answer)
         self.close()
 

@@ -20,6 +20,11 @@ from .publish import Wanted
 from .sockets import Sockets
 from .uploads import Uploads
 
+# Publishes of one client before the event loop has its turn: a read can hold thousands. Where
+# many have more to say each has its share of _OF_ALL, though not less than _AT_LEAST: hundreds
+# of them with 64 publishes each would keep everybody else waiting for tenths of a second.
+_A_TURN, _OF_ALL, _AT_LEAST = 64, 1024, 8
+
 
 class Posts:
     """What all connections that publish share; called, it makes one.
@@ -64,6 +69,11 @@ class Posts:
     def __len__(self) -> int:
         return sum(len(each) for each in self._waiting)
 
+    @property
+    def turn(self) -> int:
+        """Publishes that a client may have done now, before it is the others' turn."""
+        return min(_A_TURN, max(_AT_LEAST, _OF_ALL // (1 + len(self._waiting[State.BUSY]))))
+
     def take(self, transport: asyncio.Transport, head: RequestHead) -> bool:
         """Take a connection over if its first request has a plan; returns whether it has."""
         data = head.raw.lstrip(b"\r\n")  # RFC 9112 section 2.2
@@ -100,9 +110,16 @@ class Posts:
             for poster in late:
                 poster.expire()
 
-    def close(self) -> None:
-        """Close whoever asks for nothing; requests under way are answered, each the last."""
+    def close(self, seconds: float) -> None:
+        """Answer what is under way, each the last of its connection, and close the others.
+
+        They have `seconds` for a request that is on its way already: its client would not know
+        whether it was taken, and those who publish all the time always have one there.
+        """
         self.closed = True
+        self.loop.call_later(seconds, self._close_silent)
+
+    def _close_silent(self) -> None:
         for state in (State.IDLE, State.HEAD):
             for poster in list(self._waiting[state]):
                 poster.close()

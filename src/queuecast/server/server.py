@@ -36,6 +36,9 @@ from .web import Page, Web
 
 logger = logging.getLogger(__name__)
 
+# Seconds at a stop for what clients have sent already and we have not read.
+_LAST_CALL = 0.2
+
 
 class Server:
     """The gateway's public sockets. stomp: where plain STOMP listens, once started."""
@@ -234,8 +237,8 @@ class Server:
         if self._http is not None and self._posts is not None:
             # After the listener: else a connection accepted meanwhile is nobody's.
             self._http.pre_shutdown()
-            self._posts.close()
             left = max(0.2, deadline - loop.time())
+            self._posts.close(min(_LAST_CALL, left / 2))
             # aiohttp waits twice, for the answer and for the task behind it.
             await asyncio.gather(self._http.shutdown(left / 2), self._posts.emptied(left))
             self._http = None

@@ -54,6 +54,11 @@ class Uploads:
             raise BadRequest(f"the body was not complete after {seconds:g} s") from None
         except web.RequestPayloadError as error:
             raise BadRequest(f"malformed body: {error}") from None
+        except RuntimeError as error:
+            if request.transport is not None:
+                raise
+            # aiohttp's word for it, where the body had not begun to come.
+            raise ConnectionResetError("the client went") from error
         finally:
             self._uploading -= size
 
