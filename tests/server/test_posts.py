@@ -822,6 +822,20 @@ async def test_a_head_that_never_ends_behind_a_good_request() -> None:
         await house.eventually(lambda: house.server.sockets.open == 0)
 
 
+async def test_a_head_of_aiohttps_has_its_time_too() -> None:
+    async with running(limits={"head_timeout": 0.3}) as house:
+        for rest in (b"G", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"\r\n"):
+            client = await house.connect(post() + rest)
+            assert (await client.response())[0] == 200
+            assert await client.rest() == b""
+        # Who was in time stays.
+        client = await house.connect(post() + request("GET", "/healthz"))
+        assert (await client.response())[0] == (await client.response())[0] == 200
+        await asyncio.sleep(0.5)
+        await client.send(post())
+        assert (await client.response())[0] == 200
+
+
 # -- time, and the end ------------------------------------------------------------------------
 
 
