@@ -259,6 +259,20 @@ async def test_a_client_that_never_reads_is_cut_off() -> None:
         await house.eventually(lambda: house.server.sockets.open == 0)
 
 
+async def test_a_head_of_aiohttps_has_its_time_too() -> None:
+    async with running(limits={"head_timeout": 0.3}) as house:
+        for rest in (b"G", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"\r\n"):
+            client = await house.connect(post() + rest)
+            assert (await client.response())[0] == 200
+            assert await client.rest() == b""
+        # Who was in time stays.
+        client = await house.connect(post() + request("GET", "/healthz"))
+        assert (await client.response())[0] == (await client.response())[0] == 200
+        await asyncio.sleep(0.5)
+        await client.send(post())
+        assert (await client.response())[0] == 200
+
+
 async def test_a_shutdown_answers_what_is_under_way_and_closes_the_rest() -> None:
     async with running() as house:
         ear = Ear(house)

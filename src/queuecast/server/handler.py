@@ -54,6 +54,17 @@ class Handler(web.RequestHandler):
         """Cancel this future or task when the client goes: a poll has nobody to answer then."""
         self._watched = future
 
+    def begin_within(self, seconds: float) -> None:
+        """Close the connection unless a request is whole within so many seconds.
+
+        Until the first one aiohttp waits for ever, and a head that never ends would keep it.
+        """
+        self._loop.call_later(seconds, self._check_begun)
+
+    def _check_begun(self) -> None:
+        if self.transport is not None and not self._request_count:
+            self.transport.close()
+
     async def start(self) -> None:
         """Serve, unless the client is gone before this task has its turn.
 

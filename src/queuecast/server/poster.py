@@ -318,6 +318,7 @@ class Poster(asyncio.Protocol):
         handler = posts.hand_over()
         transport.set_protocol(handler)
         handler.connection_made(transport)
+        handler.begin_within(posts.limits.head_seconds)
         handler.data_received(rest)
 
     def _leave(self) -> None:

@@ -13,6 +13,7 @@ from ..sessions.services import Services
 from . import answers
 from .answers import Answer
 from .gate import Cors
+from .handler import Handler
 from .limits import ServerLimits
 from .plan import Plan, Plans
 from .poster import Poster, State
@@ -38,7 +39,7 @@ class Posts:
         services: Services,
         plans: Plans,
         uploads: Uploads,
-        hand_over: Callable[[], asyncio.Protocol],
+        hand_over: Callable[[], Handler],
         sockets: Sockets,
         limits: ServerLimits,
         loop: asyncio.AbstractEventLoop,
