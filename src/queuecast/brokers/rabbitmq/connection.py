@@ -57,27 +57,31 @@ def _quieten_pika() -> None:
 
 
 class _Services(_AsyncioIOServicesAdapter):  # type: ignore[misc]
-    """pika's sockets, but for one that is reset in the moment in which it connects.
+    """pika's sockets, but for one that is reset in the moment in which it has connected.
 
     pika would raise ValueError in a callback of the loop: a traceback in the log, and the attempt
     would end with its timeout instead of at once.
     """
 
-    def connect_socket(
-        self, sock: socket.socket, resolved_addr: Any, on_done: Callable[[Any], None]
+    def create_streaming_connection(
+        self,
+        protocol_factory: Callable[[], Any],
+        sock: socket.socket,
+        on_done: Callable[[Any], None],
+        ssl_context: Any = None,
+        server_hostname: str | None = None,
     ) -> Any:
-        """Connect, and tell `on_done` None or the error."""
-
-        def done(error: BaseException | None) -> None:
-            if error is None:
-                try:
-                    sock.getpeername()
-                except OSError:
-                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET
-                    error = OSError(code, os.strerror(code))
-            on_done(error)
-
-        return super().connect_socket(sock, resolved_addr, done)
+        """Make a transport of a connected socket, and tell `on_done` that or the error."""
+        try:
+            return super().create_streaming_connection(
+                protocol_factory, sock, on_done, ssl_context, server_hostname
+            )
+        except ValueError as error:
+            if "Expected connected socket" not in str(error):
+                raise
+        # pika has closed the socket.
+        gone = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        return asyncio.get_running_loop().call_soon(on_done, gone)
 
 
 class Channel:
