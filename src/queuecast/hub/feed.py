@@ -406,7 +406,7 @@ class Feed:
         vector, ahead = Vector(position), Vector(self.position())
         part = self._lagging(vector, trusted, ahead)
         if part is not None:
-            return Place(self.log.next, vector, via="history", lags=part)
+            return Place(self.log.next, vector, lags=part)
         return self.log.since(position, ahead, self._all_new, trusted)
 
     def _conflated(self, position: Position) -> Place | None:
@@ -418,7 +418,7 @@ class Feed:
         for lane, mark in enumerate(vector.marks):
             if self.log.standing(lane, mark, ahead) is Standing.AHEAD:
                 return None
-        return Place(self.log.next, vector, via="newest") if self.newest.covers(vector) else None
+        return Place(self.log.next, vector, newest=True) if self.newest.covers(vector) else None
 
     def _is_foreign(self, position: Position) -> bool:
         """Tell whether a numbering in a position is none that the log knows."""

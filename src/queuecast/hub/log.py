@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..message import Message
 from ..position import Mark, Position, Vector
@@ -112,16 +112,17 @@ class Place(NamedTuple):
     """Where a subscription starts: the next entry's seq and the position before it.
 
     gap: to be told first. skip: per lane, the seq before which that lane's entries are already
-    known to the subscriber, perhaps plus AHEAD. via: from where what follows the vector is read
-    first; seq means nothing unless it is the log. lags: the part whose history that is.
+    known to the subscriber, perhaps plus AHEAD. What follows the vector is read first from the
+    history of the part `lags`, or from what is newest of each key, if they say so; seq means
+    nothing then.
     """
 
     seq: int
     vector: Vector
     gap: Gap | None = None
     skip: dict[int, int] | None = None
-    via: Literal["log", "history", "newest"] = "log"
     lags: Part | None = None
+    newest: bool = False
 
 
 class Standing(Enum):

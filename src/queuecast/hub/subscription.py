@@ -95,7 +95,7 @@ class Subscription:
         self.replay: Replay | Conflation | None = None
         if place.lags is not None:
             self.replay = Replay(self, place.lags)
-        elif place.via == "newest":
+        elif place.newest:
             self.replay = Conflation(self)
 
     def position(self) -> Position:
