@@ -66,10 +66,10 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, connections: Connections, session: Session = NOBODY) -> None:
+    def __init__(self, connections: Connections) -> None:
         """transport: the socket's, set by who has it, before the session is."""
         self._connections = connections
-        self.session = session
+        self.session: Session = NOBODY
         self.slot = 0
         self.closing = False
 

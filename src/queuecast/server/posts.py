@@ -28,7 +28,7 @@ _A_TURN, _OF_ALL, _AT_LEAST = 64, 1024, 8
 
 
 class Posts:
-    """What all connections that publish share; called, it makes one.
+    """What all connections that publish share.
 
     All that wait for the same have the same time for it, so the order of arrival is that of the
     deadlines, and one look at the oldest replaces a timer per connection.
