@@ -212,3 +212,15 @@ class HubRig:
     def fail(self, name: str, error: QueuecastError) -> None:
         self.reader(name).feed.fail(error)
         self.runtime.settle()
+
+
+def rig_with_history(count: int, *, log: int = 3, page: int | None = 10, size: int = 0) -> HubRig:
+    """m1 … m<count> were published while the feed was open with a log of a few messages."""
+    kept = Kept()
+    kept.page_messages = page
+    rig = HubRig(kept={"a": kept}, limits=LogLimits(messages=log), chunk_bytes=2000)
+    rig.subscribe("a")
+    for body in numbered(1, count):
+        rig.publish("a", body.ljust(size))
+        rig.runtime.settle()
+    return rig

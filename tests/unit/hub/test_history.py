@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import logging
-from itertools import pairwise
 
 import pytest
 
 from queuecast.destination import Destination
 from queuecast.errors import NotFound, QueuecastError, Unavailable
-from queuecast.hub.history import Pages
 from queuecast.hub.log import LogLimits
-from queuecast.hub.page import MOST_SOUGHT, PageBudget, Sheet
 from queuecast.position import Start
 from tests.support.fake_history import Kept
-from tests.support.fake_runtime import FakePromise, FakeRuntime
-from tests.support.fake_session import FakeOutlet, Lines
+from tests.support.fake_runtime import FakePromise
+from tests.support.fake_session import FakeOutlet
 
-from .rig import EPOCH, PLAIN, HubRig, numbered, since
+from .rig import EPOCH, HubRig, numbered, rig_with_history, since
 
 A = [Destination.parse("/topic/a")]
 
 
-def rig_with(count: int, *, log: int = 3, page: int | None = 10, size: int = 0) -> HubRig:
-    """m1 … m<count> were published while the feed was open with a log of a few messages."""
-    kept = Kept()
-    kept.page_messages = page
-    rig = HubRig(kept={"a": kept}, limits=LogLimits(messages=log), chunk_bytes=2000)
-    rig.subscribe("a")
-    for body in numbered(1, count):
-        rig.publish("a", body.ljust(size))
-        rig.runtime.settle()
-    return rig
-
-
 @pytest.mark.parametrize("offset", range(0, 41, 5))
 def test_since_before_the_log_reads_the_history_and_then_the_log(offset: int) -> None:
-    rig = rig_with(40)
+    rig = rig_with_history(40)
     outlet = rig.subscribe("a", start=since(f"kept-{offset}"))
     rig.runtime.settle()
     assert outlet.bodies() == numbered(offset + 1, 40)
@@ -52,7 +37,7 @@ def test_since_before_the_log_reads_the_history_and_then_the_log(offset: int) ->
 
 
 def test_first_last_and_time() -> None:
-    rig = rig_with(20)
+    rig = rig_with_history(20)
     for start, first in (
         (Start("first"), 1),
         (Start("last", count=15), 6),
@@ -83,7 +68,7 @@ def test_a_time_is_located_unless_the_log_goes_back_to_it() -> None:
 
 
 def test_a_cursor_that_the_log_evicted_goes_on_in_the_history() -> None:
-    rig = rig_with(0)
+    rig = rig_with_history(0)
     slow = rig.subscribe("a")
     slow.pause()
     for number in range(1, 51):
@@ -95,7 +80,7 @@ def test_a_cursor_that_the_log_evicted_goes_on_in_the_history() -> None:
 
 
 def test_one_who_pauses_over_and_over_loses_nothing() -> None:
-    rig = rig_with(100, page=7)
+    rig = rig_with_history(100, page=7)
     outlet = FakeOutlet(room=90)
     rig.ask("a", start=Start("first"), outlet=outlet)
     rig.runtime.settle()
@@ -111,7 +96,7 @@ def test_one_who_pauses_over_and_over_loses_nothing() -> None:
 
 
 def test_a_paused_client_holds_no_page() -> None:
-    rig = rig_with(200, page=None, size=100)
+    rig = rig_with_history(200, page=None, size=100)
     outlets = []
     for number in range(50):
         outlet = FakeOutlet(room=1)
@@ -127,72 +112,8 @@ def test_a_paused_client_holds_no_page() -> None:
     assert all(len(outlet.bodies()) == 200 - n for n, outlet in enumerate(outlets))
 
 
-def test_a_thousand_at_one_place_are_one_pass_and_one_encoding() -> None:
-    rig = rig_with(100, page=10)
-    rig.kept["a"].asked.clear()
-    encodes = rig.hub.stats.encodes
-    tasks = [rig.ask("a", start=Start("first")) for _ in range(1000)]
-    rig.runtime.settle()
-    for task in tasks:
-        outlet = task.result()
-        assert isinstance(outlet, FakeOutlet)
-        assert outlet.bodies() == numbered(1, 100)
-    assert len(rig.kept["a"].located) == 1
-    assert len(rig.kept["a"].asked) <= 11
-    assert rig.hub.stats.encodes - encodes <= 30
-
-
-def test_many_places_are_few_passes() -> None:
-    """Who asks for a place within a page shares it; the others are read in their order."""
-    rig = rig_with(400, page=20)
-    kept = rig.kept["a"]
-    kept.hold = FakePromise()
-    tasks = [rig.ask("a", start=since(f"kept-{7 * n % 390}")) for n in range(390)]
-    rig.runtime.settle()
-    kept.asked.clear()
-    kept.hold.set_result(None)
-    rig.runtime.settle()
-    for number, task in enumerate(tasks):
-        outlet = task.result()
-        assert isinstance(outlet, FakeOutlet)
-        assert outlet.bodies() == numbered(7 * number % 390 + 1, 400)
-    assert len(kept.asked) < 100
-    offsets = [mark.offset for [mark] in kept.asked]
-    turns = sum(later < earlier for earlier, later in pairwise(offsets))
-    assert turns <= 3, "the pass goes forward"
-
-
-def test_a_page_without_messages_is_for_those_who_asked_for_it() -> None:
-    class Reader:
-        """Who has a page, and does not let go."""
-
-        sheet: Sheet | None = None
-
-        def arrived(self, sheet: Sheet) -> None:
-            self.sheet = sheet
-
-        def again(self) -> None: ...
-        def failed(self, error: QueuecastError) -> None: ...
-
-    kept, runtime = Kept(), FakeRuntime()
-    pages = Pages("a", kept, runtime, PageBudget(), lambda: 1)
-    first, place = Reader(), tuple(kept.marks())
-    pages.ask(place, first)
-    runtime.settle()
-    assert first.sheet is not None
-    assert not first.sheet.entries
-    assert pages.find(place) is None
-    kept.add("m1")
-    second = Reader()
-    pages.ask(place, second)
-    runtime.settle()
-    assert second.sheet is not None
-    assert len(second.sheet.entries) == 1
-    assert pages.find(place) is second.sheet
-
-
 def test_what_retention_took_is_a_gap_in_its_place() -> None:
-    rig = rig_with(40)
+    rig = rig_with_history(40)
     kept = rig.kept["a"]
     kept.delete(20)
     outlet = rig.subscribe("a", start=since("kept-5"))
@@ -204,7 +125,7 @@ def test_what_retention_took_is_a_gap_in_its_place() -> None:
 
 
 def test_retention_that_deletes_under_the_reader() -> None:
-    rig = rig_with(60, page=10)
+    rig = rig_with_history(60, page=10)
     outlet = FakeOutlet(room=1)
     rig.ask("a", start=Start("first"), outlet=outlet)
     rig.runtime.settle()
@@ -220,7 +141,7 @@ def test_retention_that_deletes_under_the_reader() -> None:
 
 @pytest.mark.parametrize("place", ["other-5", "kept-99"])
 def test_a_place_that_the_broker_does_not_know(place: str) -> None:
-    rig = rig_with(20)
+    rig = rig_with_history(20)
     outlet = rig.subscribe("a", start=since(place))
     rig.runtime.settle()
     assert outlet.bodies() == ["!recreated", *numbered(1, 20)]
@@ -230,7 +151,7 @@ def test_a_place_that_the_broker_does_not_know(place: str) -> None:
 
 def test_a_feed_that_lags_behind_the_history() -> None:
     """Another node gave the position: what is ahead of this feed is no error."""
-    rig = rig_with(5)
+    rig = rig_with_history(5)
     kept = rig.kept["a"]
     late = kept.add("m6", "m7", "m8")
     outlet = rig.subscribe("a", start=since("kept-7"))
@@ -251,7 +172,7 @@ def test_a_feed_that_lags_behind_the_history() -> None:
 
 
 def test_a_stream_made_anew_while_the_feed_has_not_heard_of_it() -> None:
-    rig = rig_with(5)
+    rig = rig_with_history(5)
     kept = rig.kept["a"]
     kept.recreate("fresh")
     kept.add("n1", "n2")
@@ -273,7 +194,7 @@ def test_a_stream_made_anew_while_the_feed_has_not_heard_of_it() -> None:
 
 
 def test_a_page_is_asked_for_again_while_the_broker_is_away() -> None:
-    rig = rig_with(30)
+    rig = rig_with_history(30)
     kept = rig.kept["a"]
     kept.go_away()
     kept.asked.clear()
@@ -289,7 +210,7 @@ def test_a_page_is_asked_for_again_while_the_broker_is_away() -> None:
 
 
 def test_a_broker_that_never_answers_is_away() -> None:
-    rig = rig_with(30)
+    rig = rig_with_history(30)
     kept = rig.kept["a"]
     kept.hold = FakePromise()
     outlet = rig.subscribe("a", start=since("kept-0"))
@@ -306,7 +227,7 @@ def test_a_broker_that_never_answers_is_away() -> None:
 def test_a_history_that_is_over_ends_those_who_need_it(
     error: Exception, seen: type[Exception]
 ) -> None:
-    rig = rig_with(30)
+    rig = rig_with_history(30)
     rig.kept["a"].error = error
     outlet = rig.subscribe("a", start=since("kept-0"))
     live = rig.subscribe("a")
@@ -319,7 +240,7 @@ def test_a_history_that_is_over_ends_those_who_need_it(
 
 
 def test_a_start_that_cannot_be_searched_is_refused() -> None:
-    rig = rig_with(5)
+    rig = rig_with_history(5)
     rig.kept["a"].go_away()
     task = rig.ask("a", start=Start("first"))
     rig.runtime.settle()
@@ -333,7 +254,7 @@ def test_a_start_that_cannot_be_searched_is_refused() -> None:
 
 
 def test_leaving_while_a_page_is_under_way() -> None:
-    rig = rig_with(30)
+    rig = rig_with_history(30)
     kept = rig.kept["a"]
     kept.hold = FakePromise()
     outlets = [rig.subscribe("a", start=since(f"kept-{n}")) for n in range(3)]
@@ -355,7 +276,7 @@ def test_leaving_while_a_page_is_under_way() -> None:
 
 @pytest.mark.parametrize("how", ["fail", "close"])
 def test_a_feed_that_ends_while_a_page_is_under_way(how: str) -> None:
-    rig = rig_with(30)
+    rig = rig_with_history(30)
     kept = rig.kept["a"]
     kept.hold = FakePromise()
     outlet = rig.subscribe("a", start=since("kept-0"))
@@ -477,128 +398,3 @@ def test_a_time_without_history() -> None:
         outlet = rig.subscribe("a", start=Start("time", time=begun + after))
         rig.runtime.settle()
         assert outlet.bodies() == expected
-
-
-def test_equal_encodings_share_history_too() -> None:
-    rig = rig_with(30, page=None)
-    rig.kept["a"].hold = FakePromise()
-    outlets = [
-        rig.subscribe("a", start=since("kept-0"), encoding=Lines("xy"[n % 2])) for n in range(10)
-    ]
-    rig.kept["a"].hold.set_result(None)
-    encodes = rig.hub.stats.encodes
-    rig.runtime.settle()
-    assert rig.hub.stats.encodes == encodes + 6, "three chunks, twice"
-    assert all(outlet.bodies("xy"[n % 2]) == numbered(1, 30) for n, outlet in enumerate(outlets))
-
-
-def test_those_who_come_from_everywhere_share_what_they_read_together() -> None:
-    rig = rig_with(100, page=None)
-    kept = rig.kept["a"]
-    kept.hold = FakePromise()
-    outlets = [rig.subscribe("a", start=since(f"kept-{n % 50}")) for n in range(500)]
-    encodes = rig.hub.stats.encodes
-    kept.hold.set_result(None)
-    rig.runtime.settle()
-    for number, outlet in enumerate(outlets):
-        assert outlet.bodies() == numbered(number % 50 + 1, 100)
-    assert rig.hub.stats.encodes - encodes <= 500 + 20, "one of its own each, then all the same"
-
-
-def test_the_pass_goes_on_before_it_begins_again() -> None:
-    """Else those who ask for the beginning, one after the other, would starve all others."""
-    rig = rig_with(300, page=20)
-    kept = rig.kept["a"]
-    kept.hold = FakePromise()
-    outlets = [rig.subscribe("a", start=since(f"kept-{place}")) for place in (100, 0, 200)]
-    kept.hold.set_result(None)
-    rig.runtime.settle()
-    assert [mark.offset for [mark] in kept.asked][:3] == [100, 200, 0]
-    assert [len(outlet.bodies()) for outlet in outlets] == [200, 300, 100]
-
-
-def test_what_is_in_memory_comes_with_the_answer() -> None:
-    rig = rig_with(40, page=100)
-    rig.subscribe("a", start=since("kept-30"))
-    rig.runtime.settle()
-    encodes, pages = rig.hub.stats.encodes, len(rig.kept["a"].asked)
-    outlets = []
-    for _ in range(100):
-        outlet = FakeOutlet(at_once=True)
-        subscription = rig.hub.subscribe_at_once(A, PLAIN, since("kept-30"), outlet)
-        assert subscription is not None
-        outlet.start(subscription)
-        assert subscription.live, "in the very call"
-        assert len(outlet.writes) == 1
-        assert outlet.bodies() == numbered(31, 40)
-        outlets.append(outlet)
-    assert len(rig.kept["a"].asked) == pages, "one page serves them all"
-    assert rig.hub.stats.encodes <= encodes + 1, "and one encoding, though none waited for another"
-    rig.publish("a", "m41")
-    rig.runtime.settle()
-    assert {tuple(outlet.bodies()) for outlet in outlets} == {tuple(numbered(31, 41))}
-    assert rig.hub.stats.encodes <= encodes + 2
-
-
-def test_the_second_who_comes_from_within_a_page_shares_with_the_third() -> None:
-    rig = rig_with(40, page=100)
-    rig.subscribe("a", start=since("kept-30"))
-    rig.runtime.settle()
-    encodes = rig.hub.stats.encodes
-    for count in (1, 2, 2, 2):
-        outlet = rig.subscribe("a", start=since("kept-33"))
-        rig.runtime.settle()
-        assert outlet.bodies() == numbered(34, 40)
-        assert rig.hub.stats.encodes == encodes + count
-
-
-def test_strangers_fill_no_page_with_what_they_asked_for() -> None:
-    rig = rig_with(40, page=100)
-    rig.subscribe("a", start=since("kept-30"))
-    rig.runtime.settle()
-    [sheet] = rig.hub.feeds[0].parts[0].pages._sheets  # type: ignore[union-attr]
-    for number in range(MOST_SOUGHT + 50):
-        rig.subscribe("a", start=since("kept-33"), encoding=Lines(f"{number}"))
-    rig.runtime.settle()
-    assert len(sheet.sought) == MOST_SOUGHT
-
-
-def test_the_answer_waits_for_no_page() -> None:
-    rig = rig_with(40, page=100)
-    rig.kept["a"].hold = FakePromise()
-    outlet = FakeOutlet(at_once=True)
-    subscription = rig.hub.subscribe_at_once(A, PLAIN, since("kept-5"), outlet)
-    assert subscription is not None
-    outlet.start(subscription)
-    assert outlet.writes == []
-    rig.kept["a"].hold.set_result(None)
-    rig.runtime.settle()
-    assert outlet.bodies() == numbered(6, 40)
-    assert subscription.live
-
-
-def test_one_write_is_never_more_than_a_chunk() -> None:
-    rig = rig_with(100, page=100, size=200)
-    rig.subscribe("a", start=since("kept-5"))
-    rig.runtime.settle()
-    outlet = FakeOutlet(at_once=True)
-    subscription = rig.hub.subscribe_at_once(A, PLAIN, since("kept-5"), outlet)
-    assert subscription is not None
-    outlet.start(subscription)
-    assert not subscription.live
-    [first] = outlet.writes
-    assert len(first) <= 2000
-    rig.runtime.settle()
-    assert [body.strip() for body in outlet.bodies()] == numbered(6, 100)
-
-
-def test_what_cannot_be_encoded_is_raised_before_the_answer() -> None:
-    rig = HubRig(kept={"a": Kept()}, limits=LogLimits(messages=3))
-    rig.subscribe("a", encoding=Lines("other"))
-    rig.publish("a", "one", "poison")
-    outlet = FakeOutlet(at_once=True)
-    subscription = rig.hub.subscribe_at_once(A, PLAIN, since("kept-0"), outlet)
-    assert subscription is not None
-    with pytest.raises(ValueError, match="cannot be encoded"):
-        outlet.start(subscription)
-    assert outlet.writes == []
