@@ -50,6 +50,10 @@ _BORDERS = 16
 _TIMEOUT = struct.pack("ll", int(_SILENCE), 0)
 
 
+# Connections that are being opened: their destinations by number, and what is said on them.
+_Wave = list[tuple[socket.socket, tuple[int, ...], tuple[Turn, ...]]]
+
+
 class Receiver:
     """The subscribers, and the commands of the benchmark."""
 
@@ -96,43 +100,31 @@ class Receiver:
             self.begin(stamped=False)
         started = time.monotonic()
         at_once = max(1, min(_WAVE, _SUBSCRIBED // subscriptions))
+        before: _Wave = []
         for wave in range(first, first + count, at_once):
-            numbers = range(wave, min(wave + at_once, first + count))
-            chosen = []
-            for number in numbers:
+            dialled = []
+            for number in range(wave, min(wave + at_once, first + count)):
                 begin = number * subscriptions
-                chosen.append(tuple((begin + n) % max(1, topics) for n in range(subscriptions)))
-            self._open_wave(port, chosen, topics > 0, since, destinations)
-        return {"started": started, "ended": time.monotonic()}
+                chosen = tuple((begin + n) % max(1, topics) for n in range(subscriptions))
+                names = [message.destination(topic if topics else None) for topic in chosen]
+                if destinations is not None:
+                    names = [destinations[topic] for topic in chosen]
+                dialled.append((_dial(port), chosen, self._wire.turns(names, since)))
+                dialled[-1][0].sendall(dialled[-1][2][0].ask)
+            self._greet(before, since)
+            before = dialled
+        self._greet(before, since)
+        ended = self._last = time.monotonic()
+        return {"started": started, "ended": ended}
 
-    def _open_wave(
-        self,
-        port: int,
-        chosen: list[tuple[int, ...]],
-        many: bool,
-        since: str,
-        destinations: list[str] | None,
-    ) -> None:
-        address = ("127.0.0.1", port)
-        opened = []
-        for topics in chosen:
-            names = [message.destination(topic if many else None) for topic in topics]
-            if destinations is not None:
-                names = [destinations[topic] for topic in topics]
-            turns = self._wire.turns(names, since)
-            made = socket.socket()
-            # Cheaper than Python's own timeout, which polls before each call.
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
-            made.connect(address)
-            made.sendall(turns[0].ask)
-            opened.append((made, turns))
-        rests = []
-        for place in range(len(opened[0][1])):
+    def _greet(self, wave: _Wave, since: str) -> None:
+        rests: list[bytes] = []
+        for place in range(len(wave[0][2]) if wave else 0):
             if place:
-                for made, turns in opened:
+                for made, _, turns in wave:
                     made.sendall(turns[place].ask)
-            rests = [_hear(made, turns[place]) for made, turns in opened]
-        for (made, _), topics, rest in zip(opened, chosen, rests, strict=True):
+            rests = [_hear(made, turns[place]) for made, _, turns in reversed(wave)]
+        for (made, topics, _), rest in zip(reversed(wave), rests, strict=True):
             if rest and not since:
                 raise ValueError(f"more than an answer: {rest[:300]!r}")
             made.setblocking(False)
@@ -313,6 +305,14 @@ class Receiver:
                 child.tell(commands[name](**command))
             except (ValueError, OSError) as error:
                 child.tell({"error": f"{name}: {error}"})
+
+
+def _dial(port: int) -> socket.socket:
+    made = socket.socket()
+    # Cheaper than Python's own timeout, which polls before each call.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
+    made.connect(("127.0.0.1", port))
+    return made
 
 
 def _hear(opened: socket.socket, turn: Turn) -> bytes:
