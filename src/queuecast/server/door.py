@@ -14,6 +14,7 @@ from typing import cast
 
 from ..codecs.http1 import HeadError, HeadParser, RequestHead, error_body
 from ..codecs.websocket_handshake import HandshakeError, check_upgrade
+from .answers import INTERNAL
 from .connection import NOBODY, Connection, Connections
 from .gate import Gate
 from .limits import ServerLimits
@@ -107,13 +108,14 @@ class Doors:
 class Door(Connection):
     """Reads one request head, and is the session's connection from then on."""
 
-    __slots__ = ("_doors", "_parser", "_spoken")
+    __slots__ = ("_doors", "_parser", "_reading")
 
     def __init__(self, doors: Doors) -> None:
         super().__init__(doors.connections)
         self._doors = doors
+        # Whether the head is not whole yet; and its parser, from the first bytes on.
+        self._reading = False
         self._parser: HeadParser | None = None
-        self._spoken = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -126,27 +128,33 @@ class Door(Connection):
         if not doors.sockets.enter():
             self._turn_away()
             return
-        self._parser = HeadParser(doors.limits.head, doors.limits.headers)
+        self._reading = True
         doors.arrived(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None:
+        if not self._reading:
             self.session.receive_data(data)  # nobody's, where it was refused: see LINGER
             return
-        self._spoken = True
+        parser = self._parser
+        if parser is None:
+            if self._is_known(data):
+                return
+            limits = self._doors.limits
+            parser = self._parser = HeadParser(limits.head, limits.headers)
         try:
-            head = self._parser.receive_data(data)
+            head = parser.receive_data(data)
         except HeadError as error:
             self._refuse(error.status, "bad_request", error.text, error.hint)
             return
         if head is None:
             return
+        self._reading = False
         self._parser = None
         try:
             self._choose(head)
         except Exception:
             logger.exception("choosing for %s %s failed", head.method, head.path)
-            self._refuse(500, "internal", "internal error, see the gateway's log")
+            self._refuse(500, "internal", INTERNAL)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.session is not NOBODY:
@@ -157,10 +165,10 @@ class Door(Connection):
 
     def expire(self) -> None:
         """The time is over: for the head, or for reading the refusal."""
-        if self._parser is not None and self._spoken:
+        if self._parser is not None:
             seconds = self._doors.limits.head_seconds
             self._refuse(408, "timeout", f"the request head was not complete after {seconds:g} s")
-        elif self._parser is not None:
+        elif self._reading:
             # Browsers open connections ahead of need; an answer to no question confuses them.
             self._doors.left(self)
             self.transport.close()
@@ -171,6 +179,21 @@ class Door(Connection):
         """Cut the client off."""
         self._doors.left(self)
         self.transport.abort()
+
+    def _is_known(self, data: bytes) -> bool:
+        """Begin what a client wants whose first bytes others have sent; returns whether it did."""
+        doors = self._doors
+        try:
+            session = doors.push.again(self.transport, data)
+            if session is None:
+                return False
+            self._reading = False
+            doors.left(self)
+            doors.connections.settle(self, session)
+        except Exception:
+            logger.exception("beginning a connection failed")
+            self._refuse(500, "internal", INTERNAL)
+        return True
 
     def _choose(self, head: RequestHead) -> None:
         doors = self._doors
@@ -197,7 +220,8 @@ class Door(Connection):
             except HandshakeError:
                 self._hand_over(head)  # there it is answered in JSON
                 return
-        session = doors.push.session(transport, route, head.query, head.headers, key)
+        raw = b"" if head.rest else head.raw
+        session = doors.push.session(transport, route, head.query, head.headers, key, raw)
         doors.left(self)
         doors.connections.settle(self, session, head.rest)
 
@@ -222,6 +246,7 @@ class Door(Connection):
     def _refuse(
         self, status: int, code: str, text: str, hint: str = "", *, retry: bool = False
     ) -> None:
+        self._reading = False
         self._parser = None
         transport = self.transport
         headers = (("Retry-After", "5"),) if retry else ()

@@ -23,6 +23,7 @@ from ..sessions.stomp_link import WebSocketLink
 from ..sessions.websocket import WebSocketSession, refuse
 from .connection import Session
 from .gate import Cors, Gate, Route
+from .opening import Opening, Openings
 from .refusal import Refusal
 from .sockjs import SockJs, is_stream, is_websocket
 
@@ -54,6 +55,7 @@ class Push:
         self._services = services
         self._gate = gate
         self._sockjs = sockjs
+        self._openings = Openings()
         self.draining = False
 
     def session(
@@ -63,10 +65,12 @@ class Push:
         query: str,
         headers: Mapping[str, str],
         key: str | None,
+        raw: bytes = b"",
     ) -> Session:
         """Return the session that answers a push request; not started yet.
 
-        key: Sec-WebSocket-Key when it is a WebSocket's opening handshake.
+        key: Sec-WebSocket-Key when it is a WebSocket's opening handshake. raw: the bytes of its
+        head, by which those that are alike are known (`again`).
         """
         try:
             cors = self._gate.admit(route, headers, transport)
@@ -77,40 +81,65 @@ class Push:
         try:
             if self.draining:
                 raise Unavailable(RESTARTING)
-            if route.verb == "stomp" and key is not None:
-                return self._stomp(transport, headers, key, cors)
             if route.verb == "sockjs":
                 return self._sockjs.push(transport, route, query, headers, key, cors)
-            request = self._gate.subscription(route, query, headers, cors)
-            return self._make(transport, request, key, headers)
+            opening = self._opening(route, query, headers, cors, is_websocket=key is not None)
         except QueuecastError as error:
             return self._refused(transport, error, key, cors)
+        # Where the peer's address decides what its headers mean they mean it there alone.
+        if raw and not self._gate.knows_proxies:
+            self._openings.keep(raw, opening)
+        return self._make(transport, opening, key)
 
-    def _make(
+    def again(self, transport: asyncio.Transport, data: bytes) -> Session | None:
+        """Return the session of a client whose first bytes ask for what others have asked for.
+
+        None: they have to be read.
+        """
+        found = self._openings.find(data)
+        if found is None or self.draining:
+            return None
+        return self._make(transport, *found)
+
+    def _opening(
         self,
-        transport: asyncio.Transport,
-        request: SubscribeRequest,
-        key: str | None,
+        route: Route,
+        query: str,
         headers: Mapping[str, str],
-    ) -> Session:
-        if key is None:
-            return SseSession(self._services, transport, request)
-        extension = negotiate(headers) if self._services.compression else None
-        return WebSocketSession(self._services, transport, request, key=key, extension=extension)
+        cors: Cors,
+        *,
+        is_websocket: bool,
+    ) -> Opening:
+        """Read what a request asks for; raises BadRequest and its kin."""
+        stomp = route.verb == "stomp" and is_websocket
+        return Opening(
+            headers=headers,
+            cors=cors,
+            is_websocket=is_websocket,
+            extension=negotiate(headers) if is_websocket and self._services.compression else None,
+            request=None if stomp else self._gate.subscription(route, query, headers, cors),
+            offered=tuple(offered_subprotocols(headers)) if stomp else (),
+        )
 
-    def _stomp(
-        self, transport: asyncio.Transport, headers: Mapping[str, str], key: str, cors: Cors
-    ) -> Session:
+    def _make(self, transport: asyncio.Transport, opening: Opening, key: str | None) -> Session:
         services = self._services
+        request = opening.request
+        if key is None:
+            assert request is not None
+            return SseSession(services, transport, request)
+        if request is not None:
+            return WebSocketSession(
+                services, transport, request, key=key, extension=opening.extension
+            )
         link = WebSocketLink(
             services.limits.frame,
             key,
-            offered_subprotocols(headers),
-            cors,
-            extension=negotiate(headers) if services.compression else None,
+            opening.offered,
+            opening.cors,
+            extension=opening.extension,
             binary=services.stomp.binary,
         )
-        return StompSession(self._services, transport, link, self._gate.peer(headers, transport))
+        return StompSession(services, transport, link, self._gate.peer(opening.headers, transport))
 
     def _refused(
         self, transport: asyncio.Transport, error: QueuecastError, key: str | None, cors: Cors
