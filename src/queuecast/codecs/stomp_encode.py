@@ -15,6 +15,7 @@ from typing import Final
 _MUST_ESCAPE = re.compile(r"[\r\n:\\\0]")
 _ESCAPED: Final = {"\r": "\\r", "\n": "\\n", ":": "\\c", "\\": "\\\\", "\0": "\ufffd"}
 _BREAKS_LINE = re.compile(r"[\r\n\0]")
+_ODD = re.compile(r"[\r\\\0]")
 
 
 def _escape(text: str) -> str:
@@ -27,8 +28,12 @@ def _escaped(found: re.Match[str]) -> str:
 
 def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
     """Return headers as lines, escaped, each with its end; what has no UTF-8 form becomes "?"."""
-    lines = [f"{_escape(name)}:{_escape(value)}\n" for name, value in headers]
-    return "".join(lines).encode("utf-8", "replace")
+    pairs = list(headers)
+    text = "".join([f"{name}:{value}\n" for name, value in pairs])
+    # Nearly all need no escape: they have no colons and ends of lines but those between them.
+    if _ODD.search(text) or not text.count(":") == text.count("\n") == len(pairs):
+        text = "".join([f"{_escape(name)}:{_escape(value)}\n" for name, value in pairs])
+    return text.encode("utf-8", "replace")
 
 
 def encode_frame(command: str, headers: Iterable[tuple[str, str]], body: bytes = b"") -> bytes:

@@ -53,6 +53,8 @@ class Beats(NamedTuple):
 NO_BEATS: Final = Beats(0, 0)
 
 
+# Bounded: a header may have any blanks. All clients of one library say the same.
+@lru_cache(maxsize=64)
 def negotiate_heart_beat(header: str | None) -> Beats:
     """Answer a client's `heart-beat`, which names what it can send and what it wants to get.
 
@@ -77,6 +79,7 @@ def _beat(milliseconds: int) -> int:
     return within - within % 1000
 
 
+@lru_cache(maxsize=64)
 def negotiate_version(header: str | None) -> str:
     """Return the highest version that a client's `accept-version` shares with us.
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -187,7 +186,7 @@ class Gate:
         """Return who asks for STOMP."""
         peer = peer_of_request(headers, transport, self._is_proxy)
         if self._services.stomp.http_auth:
-            peer = replace(peer, login=basic_login(headers.get("authorization")))
+            peer = peer._replace(login=basic_login(headers.get("authorization")))
         return peer
 
     def subscription(

@@ -31,7 +31,7 @@ class Opening(NamedTuple):
 
     headers: all of them. is_websocket: it begins with a WebSocket's handshake. extension: the
     answer to what permessage-deflate was offered. request: None for STOMP, whose clients subscribe
-    later; offered: the subprotocols they offer.
+    later; subprotocol: the one of theirs that was chosen.
     """
 
     headers: Mapping[str, str]
@@ -39,7 +39,7 @@ class Opening(NamedTuple):
     is_websocket: bool
     extension: str | None
     request: SubscribeRequest | None
-    offered: tuple[str, ...]
+    subprotocol: str | None
 
 
 class Openings:
@@ -58,6 +58,8 @@ class Openings:
         None unless they are a whole head, and no more, that differs from one before in its key at
         most.
         """
+        if len(data) > _MOST_HEAD:
+            return None
         head, key = _split(data)
         opening = self._kept.get(head)
         # An empty key leaves the same bytes; a head's reader has the words for it.

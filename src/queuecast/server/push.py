@@ -15,11 +15,10 @@ from ..codecs.http1 import error_body, response
 from ..codecs.websocket_handshake import offered_subprotocols
 from ..disconnect import for_error
 from ..errors import QueuecastError, Refused, Unavailable
-from ..sessions.request import SubscribeRequest
 from ..sessions.services import RESTARTING, Services
 from ..sessions.sse import SseSession, refusal
 from ..sessions.stomp import StompSession
-from ..sessions.stomp_link import WebSocketLink
+from ..sessions.stomp_link import WebSocketLink, choose_subprotocol
 from ..sessions.websocket import WebSocketSession, refuse
 from .connection import Session
 from .gate import Cors, Gate, Route
@@ -118,7 +117,7 @@ class Push:
             is_websocket=is_websocket,
             extension=negotiate(headers) if is_websocket and self._services.compression else None,
             request=None if stomp else self._gate.subscription(route, query, headers, cors),
-            offered=tuple(offered_subprotocols(headers)) if stomp else (),
+            subprotocol=choose_subprotocol(offered_subprotocols(headers)) if stomp else None,
         )
 
     def _make(self, transport: asyncio.Transport, opening: Opening, key: str | None) -> Session:
@@ -134,7 +133,7 @@ class Push:
         link = WebSocketLink(
             services.limits.frame,
             key,
-            opening.offered,
+            opening.subprotocol,
             opening.cors,
             extension=opening.extension,
             binary=services.stomp.binary,

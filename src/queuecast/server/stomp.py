@@ -54,8 +54,7 @@ def peer_of_request(
         # As long as an address may be: what stands there is remembered.
         client = next((hop for hop in reversed(hops) if not is_proxy(hop)), "")[:_LONGEST]
         loopback = _is_own(client)
-    name = plain_host(host.strip())
-    return Peer(loopback, frozenset((name,)) if name else frozenset())
+    return _peer(loopback, host)
 
 
 def basic_login(authorization: str | None) -> HttpLogin:
@@ -136,6 +135,12 @@ class _StompDoor(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         # Only of those turned away: the others have another protocol by now.
         self._doors.leave()
+
+
+@lru_cache(256)
+def _peer(loopback: bool, host: str) -> Peer:
+    name = plain_host(host.strip())
+    return Peer(loopback, frozenset((name,)) if name else frozenset())
 
 
 @lru_cache(256)

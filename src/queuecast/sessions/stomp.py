@@ -9,8 +9,8 @@ it. What each command does is in stomp_commands.py, what errors become in stomp_
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from .. import __version__
 from ..auth.identity import ANONYMOUS, Identity
@@ -44,16 +44,14 @@ _MISSED = 3
 _LONGEST_NAME = 255
 
 
-@dataclass(frozen=True, slots=True)
-class HttpLogin:
+class HttpLogin(NamedTuple):
     """The login of a client's HTTP request, None when it had none; not valid: unreadable."""
 
     login: tuple[str, str] | None
     valid: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """Where a client is. loopback: on this machine. names: what it may have called us.
 
     A `host` header that is one of the names (lower case) means the default virtual host.

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 class Commands:
     """The commands of one session."""
 
-    __slots__ = ("_session", "_subscriptions", "_transactions")
+    __slots__ = ("_kept", "_session", "_subscriptions")
 
     def __init__(self, session: StompSession) -> None:
         self._session = session
         self._subscriptions = Subscriptions(session)
-        self._transactions = Transactions()
+        self._kept: Transactions | None = None
 
     def handle(self, frame: Frame) -> None:
         """Handle one frame; raises StompError and QueuecastError."""
@@ -61,11 +61,18 @@ class Commands:
     def clear(self) -> None:
         """The session is over."""
         self._subscriptions.clear()
-        self._transactions.clear()
+        self._kept = None
 
     def failed(self, subscription: object, error: QueuecastError) -> None:
         """Tell that one subscription is over."""
         self._subscriptions.failed(subscription, error)
+
+    @property
+    def _transactions(self) -> Transactions:
+        """Made when it is needed: there are many sessions and most have none."""
+        if self._kept is None:
+            self._kept = Transactions()
+        return self._kept
 
     # -- SEND and transactions ------------------------------------------------------------
 

@@ -7,6 +7,7 @@ that shows in the bytes must be in the value.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..codecs import deflate
 from ..codecs.websocket import BINARY, TEXT, frame_header
@@ -65,3 +66,9 @@ class WebSocketFraming(Framing):
 
 
 RAW = RawFraming()
+
+
+@lru_cache(maxsize=4)
+def websocket_framing(binary: bool, deflate: bool) -> WebSocketFraming:
+    """Return the framing that all connections of a kind share."""
+    return WebSocketFraming(binary=binary, deflate=deflate)

@@ -11,6 +11,7 @@ link, and a framing if its bytes are others.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeAlias
 
 from ..codecs import websocket
@@ -19,7 +20,7 @@ from ..codecs.stomp import Event as StompEvent
 from ..codecs.stomp import Fault, Frame, Heartbeat, StompLimits, StompParser
 from ..codecs.websocket import WebSocketParser, close_frame, ping_frame, pong_frame
 from ..codecs.websocket_handshake import handshake_response
-from .stomp_framing import RAW, Framing, WebSocketFraming
+from .stomp_framing import RAW, Framing, websocket_framing
 
 # Frames of strangers, and WebSocket messages of theirs: it stops a crowd that never logs in.
 BEFORE_LOGIN = 64 * 1024
@@ -111,7 +112,8 @@ class RawLink:
 
 
 class WebSocketLink:
-    """STOMP in WebSocket messages. key: the handshake's; headers: more lines of its answer.
+    """STOMP in WebSocket messages. key: the handshake's; subprotocol: what of the client's offer
+    was chosen; headers: more lines of the answer.
 
     A frame that we send is one message; those of the client may span messages and share them.
     extension: what deflate.negotiate answers to the client's offers. binary: our messages are
@@ -127,21 +129,19 @@ class WebSocketLink:
         self,
         frame: int,
         key: str,
-        offered: Iterable[str] = (),
+        subprotocol: str | None = None,
         headers: Iterable[tuple[str, str]] = (),
         *,
         extension: str | None = None,
         binary: bool = False,
     ) -> None:
-        self.framing: Framing = WebSocketFraming(binary=binary, deflate=extension is not None)
+        self.framing: Framing = websocket_framing(binary, extension is not None)
         self._frame = frame
         parser = WebSocketParser if extension is None else DeflateParser
         # For a compressed message it is the bound of what it inflates to.
         self._socket = parser(min(frame, BEFORE_LOGIN))
         self._parser = StompParser(stomp_limits(frame))
-        self._opening = handshake_response(
-            key, choose_subprotocol(offered), headers, extension=extension
-        )
+        self._opening = handshake_response(key, subprotocol, headers, extension=extension)
 
     @property
     def pending(self) -> bool:
@@ -189,6 +189,7 @@ def choose_subprotocol(offered: Iterable[str]) -> str | None:
     return next((name for name in _SUBPROTOCOLS if name in names), None)
 
 
+@lru_cache(maxsize=16)
 def stomp_limits(frame: int) -> StompLimits:
     """Return a parser's limits. frame: the largest frame of a client who has logged in, bytes."""
     return StompLimits(max_frame=frame, max_frame_before_login=min(frame, BEFORE_LOGIN))

@@ -67,7 +67,7 @@ class _Known(NamedTuple):
 class Subscriptions:
     """The subscriptions of one session."""
 
-    __slots__ = ("_known", "_numbered", "_session", "own")
+    __slots__ = ("_known", "_numbered", "_own", "_session")
 
     def __init__(self, session: StompSession) -> None:
         self._session = session
@@ -75,12 +75,20 @@ class Subscriptions:
         self._known: dict[str, _Known] = {}
         # The highest number in a message-id of a consumer that is over.
         self._numbered = 0
-        self.own = OwnQueues(session)
+        self._own: OwnQueues | None = None
 
     def clear(self) -> None:
         """The session is over."""
         self._known.clear()
-        self.own.release()
+        if self._own is not None:
+            self._own.release()
+
+    @property
+    def own(self) -> OwnQueues:
+        """The session's queues; made when they are needed, as most sessions have none."""
+        if self._own is None:
+            self._own = OwnQueues(self._session)
+        return self._own
 
     def consumer(self, tag: str) -> StompConsumer | None:
         """Return the consumer that a tag means, if it is one."""

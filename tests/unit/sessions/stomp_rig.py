@@ -18,7 +18,7 @@ from queuecast.message import Message, Properties
 from queuecast.queuespec import PLAIN, ConsumeSpec, Owner, QueueSpec
 from queuecast.sessions.services import Account, Services, SessionLimits
 from queuecast.sessions.stomp import Peer, StompSession
-from queuecast.sessions.stomp_link import Link, RawLink, WebSocketLink
+from queuecast.sessions.stomp_link import Link, RawLink, WebSocketLink, choose_subprotocol
 from tests.support.fake_runtime import FakePromise, FakeRuntime
 
 SECRET = Destination.parse("/topic/secret.name")
@@ -211,7 +211,7 @@ class House:
         link = WebSocketLink(
             self.services.limits.frame,
             "dGhlIHNhbXBsZSBub25jZQ==",
-            offered,
+            choose_subprotocol(offered),
             extension=extension,
             binary=binary,
         )
