@@ -16,7 +16,7 @@ from statistics import median
 
 from . import message
 from .bench import Bench
-from .child import BenchmarkError
+from .child import BenchmarkError, Child
 from .figures import Row
 from .rig import SERVERS, Rig
 from .wire import WIRES
@@ -33,45 +33,69 @@ _ID = re.compile(rb"^id: (\S+)$", re.M)
 
 def measure(bench: Bench) -> Iterator[Row]:
     """Measure connects/s, then the restart."""
-    yield from _connects(bench)
+    with Rig("aiohttp_server") as bare, Rig(SERVERS[0]) as null, Rig(SERVERS[1]) as ours:
+        servers = {"null server": null, "gateway": ours}
+        for wire in bench.plan.wires:
+            yield from _connects(
+                bench, servers | {"aiohttp": bare} if wire == "ws" else servers, wire
+            )
+        if "ws" in bench.plan.wires:
+            yield from _connects(bench, {"aiohttp": bare, "gateway": ours}, "ws", cookies=True)
+    yield from _starts(bench)
     for wire in ("ws", "sse", "stomp"):
         if wire in bench.plan.wires:
             yield from _back(bench, wire)
 
 
-def _connects(bench: Bench) -> Iterator[Row]:
+def _connects(
+    bench: Bench, servers: dict[str, Rig], wire: str, *, cookies: bool = False
+) -> Iterator[Row]:
     plan = bench.plan
     count = plan.allowed(plan.connects)
-    with Rig("aiohttp_server") as bare, Rig(SERVERS[0]) as null, Rig(SERVERS[1]) as ours:
-        for wire in plan.wires:
-            bench.report(f"connections: {count:,} connects, {WIRES[wire].title}")
-            servers = {"null server": null, "gateway": ours}
-            if wire == "ws":
-                servers["aiohttp"] = bare
-            for rig in servers.values():
-                rig.open(wire, min(100, count))
-                rig.close()
-            rates: dict[str, list[float]] = {name: [] for name in servers}
-            for _ in range(plan.rounds):
-                for name, rig in servers.items():
-                    rates[name].append(count / rig.open(wire, count))
-                    rig.close()
-            for name in servers:
-                if name != "gateway":
-                    yield Row(
-                        "connections",
-                        f"{count:,} connects, subscribed",
-                        WIRES[wire].title,
-                        "connects/s",
-                        name,
-                        median(rates[name]),
-                        median(rates["gateway"]),
-                        goal=_GOAL_AIOHTTP if name == "aiohttp" else None,
-                    )
+    each = ", a cookie each" if cookies else ""
+    bench.report(f"connections: {count:,} connects, {WIRES[wire].title}{each}")
+    for rig in servers.values():
+        rig.open(wire, min(100, count))
+        rig.close()
+    rates: dict[str, list[float]] = {name: [] for name in servers}
+    for _ in range(plan.rounds):
+        for name, rig in servers.items():
+            rates[name].append(count / rig.open(wire, count, cookies=cookies))
+            rig.close()
+    for name in servers:
+        if name != "gateway":
+            yield Row(
+                "connections",
+                f"{count:,} connects, subscribed{each}",
+                WIRES[wire].title,
+                "connects/s",
+                name,
+                median(rates[name]),
+                median(rates["gateway"]),
+                goal=_GOAL_AIOHTTP if name == "aiohttp" else None,
+            )
+
+
+def _starts(bench: Bench) -> Iterator[Row]:
+    """Take the time from a server's start until it listens, which a restart has before all else."""
+    bench.report("connections: from the start until it listens")
+    took: dict[str, list[float]] = {name: [] for name in SERVERS}
+    for _ in range(bench.plan.rounds):
+        for name in SERVERS:
+            begun = time.monotonic()
+            with Child(name) as server:
+                server.answer()
+                took[name].append(time.monotonic() - begun)
+    null, ours = (median(took[name]) for name in SERVERS)
+    what = "from the start of the process until it listens"
+    yield Row("connections", what, "", "s", "null server", null, ours, cost=True)
 
 
 def _back(bench: Bench, wire: str) -> Iterator[Row]:
-    """Kill a gateway and have everybody resume at the next one, from the same position."""
+    """Kill a gateway and have everybody resume at the next one, from the same position.
+
+    Both servers listen when the first client comes.
+    """
     plan = bench.plan
     count = plan.allowed(plan.back)
     what = f"{count:,} clients back after a restart, resuming"
@@ -87,6 +111,7 @@ def _back(bench: Bench, wire: str) -> Iterator[Row]:
             ours.server.kill()
         with Rig(SERVERS[1], *arguments) as ours:
             # They come with a position each; what they missed comes with the answer.
+            assert ours.port
             started = time.monotonic()
             ours.open(wire, count, since=since)
             done = ours.crowd.finish(RETAINED - SEEN, RETAINED - SEEN, first=SEEN)

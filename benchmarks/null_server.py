@@ -1,7 +1,8 @@
 """The null server: accepts, greets, and writes ready-made bytes to everybody once per tick.
 
 What it reaches is what the event loop and the kernel allow to any server. It knows no
-destination, no log and no position, and knows a request by its bytes.
+destination, no log and no position, and knows a request by its bytes. Its answer to a handshake
+is ready-made too, whatever the key.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from queuecast.server.listener import BACKLOG, raise_open_files
 
 from . import child, message
 from .producer import as_fast_as_possible, at_a_rate, most
-from .wire import WIRES
+from .wire import WIRES, impersonal
 
 # What a client says, and after which of it the client is subscribed.
-_TURNS = {turn.ask: turn for wire in WIRES.values() for turn in wire.usual}
+_TURNS = {impersonal(turn.ask): turn for wire in WIRES.values() for turn in wire.usual}
 _LAST = {wire.usual[-1] for wire in WIRES.values()}
 
 
@@ -39,7 +40,7 @@ class Subscriber(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard += data
-        turn = _TURNS.get(self._heard)
+        turn = _TURNS.get(impersonal(self._heard))
         if turn is not None:
             self._heard = b""
             self._transport.write(turn.answer)

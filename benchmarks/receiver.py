@@ -32,7 +32,7 @@ from queuecast.server.listener import raise_open_files
 
 from . import child, message, streams
 from .latencies import Latencies
-from .wire import ALL, Turn
+from .wire import ALL, Turn, personal
 
 _BUFFER = 256 * 1024
 _SAMPLE = 8
@@ -87,12 +87,14 @@ class Receiver:
         subscriptions: int = 1,
         since: str = "",
         destinations: list[str] | None = None,
+        cookies: bool = False,
     ) -> child.Answer:
         """Connect and wait until every subscription is live; returns when it began and ended.
 
         first: the number of the first connection. topics: how many destinations they are spread
         over, 0 for the one that everybody has; `subscriptions` of them for each connection.
         since: resume there, and count what comes at once. destinations: names instead of those.
+        cookies: each has one of its own, over WebSocket.
         """
         self._wire = ALL[wire]
         self._even = self._wire.even and topics <= 1
@@ -110,7 +112,7 @@ class Receiver:
                 if destinations is not None:
                     names = [destinations[topic] for topic in chosen]
                 dialled.append((_dial(port), chosen, self._wire.turns(names, since)))
-                dialled[-1][0].sendall(dialled[-1][2][0].ask)
+                dialled[-1][0].sendall(personal(dialled[-1][2][0].ask, cookie=cookies))
             self._greet(before, since)
             before = dialled
         self._greet(before, since)

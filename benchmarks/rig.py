@@ -58,11 +58,18 @@ class Rig(Owner):
         return self.name == "null_server"
 
     def open(
-        self, wire: str, count: int, *, topics: int = 0, subscriptions: int = 1, since: str = ""
+        self,
+        wire: str,
+        count: int,
+        *,
+        topics: int = 0,
+        subscriptions: int = 1,
+        since: str = "",
+        cookies: bool = False,
     ) -> float:
         """Connect `count` subscribers and wait until they are live; returns the seconds it took.
 
-        topics, subscriptions, since: as receiver.Receiver.open. The null server knows no
+        topics, subscriptions, since, cookies: as receiver.Receiver.open. The null server knows no
         destinations: it writes as many messages to each connection.
         """
         self._topics = topics
@@ -72,8 +79,15 @@ class Rig(Owner):
         if self._is_null:
             took = self.crowd.open(self.port, wire, count)
         else:
-            more = {"topics": topics, "subscriptions": subscriptions, "since": since}
-            took = self.crowd.open(self.port, wire, count, **more)
+            took = self.crowd.open(
+                self.port,
+                wire,
+                count,
+                topics=topics,
+                subscriptions=subscriptions,
+                since=since,
+                cookies=cookies,
+            )
         self._await(count)
         return took
 

@@ -6,7 +6,9 @@ exactly what the gateway would.
 
 from __future__ import annotations
 
+import base64
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -29,6 +31,7 @@ from .posts import CHANNEL, MERCURE, TOPIC
 
 # RFC 6455 section 1.3: the sample key.
 _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+_KEY_LINE = b"\r\nSec-WebSocket-Key: "
 # As long as the gateway's epochs.
 _EPOCH = "benchmrk"
 
@@ -96,6 +99,21 @@ def upgrade(path: str, *lines: str) -> bytes:
         "Sec-WebSocket-Version: 13",
         f"Sec-WebSocket-Key: {_KEY}",
     )
+
+
+def personal(ask: bytes, *, cookie: bool = False) -> bytes:
+    """Return what one client says: the key of its handshake is its own, and so is a cookie."""
+    head, line, _ = ask.partition(_KEY_LINE)
+    if not line:
+        return ask
+    key = base64.b64encode(random.randbytes(16))
+    more = b"Cookie: visitor=%032x\r\n" % random.getrandbits(128) if cookie else b""
+    return b"%b%b%b\r\n%b\r\n" % (head, line, key, more)
+
+
+def impersonal(said: bytes) -> bytes:
+    """Return what clients say alike: a handshake up to its key."""
+    return said.partition(_KEY_LINE)[0]
 
 
 def client_frame(payload: bytes) -> bytes:
