@@ -65,7 +65,7 @@ def failed(bench: Bench, peer: Peer, error: Exception, where: str = "") -> None:
 def available(bench: Bench) -> Iterator[Peer]:
     """Yield the peers that this machine has; who is missing is noted with how to add it."""
     if bench.rabbit() is not None:
-        yield Peer("Web STOMP plugin", "stomp", "amqp", 12.0, _web_stomp, goal=100.0)
+        yield Peer("Web STOMP plugin", "stomp-plugin", "amqp", 12.0, _web_stomp, goal=100.0)
         if shutil.which("node") is None or not (_NODE / "node_modules").is_dir():
             bench.lacks(
                 "the Node.js bridges", "install Node.js, then npm ci --prefix benchmarks/node"

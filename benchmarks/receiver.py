@@ -1,13 +1,17 @@
 """Thousands of subscribers in one process, cheap enough not to be the limit.
 
-Raw sockets behind one epoll, every read into the same large buffer; a read is counted by its
-markers, whole, not message by message. That alone would not notice a message that came in
-another's stead, so at the end of a run
+Raw sockets behind one epoll, every read into the same large buffer. Where all subscribers have to
+get the same bytes, each read is compared with what the first to come so far has got
+(reference.py), and that is parsed at the end of the run: every message is there, in order, and
+nothing else (a gap notice, a heartbeat) is.
+
+Where streams differ, with several destinations or a peer that numbers each connection's messages,
+a read is counted by its markers, whole, not message by message. That alone would not notice a
+message that came in another's stead, so at the end of a run
 
 - every connection has exactly as many markers as messages were published for it,
 - all connections to one destination have exactly the same number of bytes,
-- the streams of a sample, chosen anew for each run, were kept and are parsed: every message is
-  there, in order, and nothing else (a gap notice, a heartbeat) is,
+- the streams of a sample, chosen anew for each run, were kept and are parsed,
 - where latency is taken, the first message of every read of every connection is not one that was
   due before.
 
@@ -32,6 +36,7 @@ from queuecast.server.listener import raise_open_files
 
 from . import child, message, streams
 from .latencies import Latencies
+from .reference import Reference
 from .wire import ALL, Turn, personal
 
 _BUFFER = 256 * 1024
@@ -59,12 +64,16 @@ class Receiver:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        # So that a command ends the wait for bytes.
-        self._epoll.register(sys.stdin.fileno(), select.EPOLLIN)
+        self._asked = False
         self._sockets: dict[int, socket.socket] = {}
         # The destinations of each connection, by number.
         self._topics: dict[int, tuple[int, ...]] = {}
         self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        # Where all have to get the same; and whose connections got something else.
+        self._reference: Reference | None = None
+        self._alike = True
+        self._strayed: set[int] = set()
         self._wire = ALL["ws"]
         self._stamped = False
         self._even = True
@@ -98,6 +107,7 @@ class Receiver:
         """
         self._wire = ALL[wire]
         self._even = self._wire.even and topics <= 1
+        self._alike = self._even and self._wire.alike and subscriptions == 1 and not destinations
         if since:
             self.begin(stamped=False)
         started = time.monotonic()
@@ -136,9 +146,10 @@ class Receiver:
             self._epoll.register(number, select.EPOLLIN)
             if since:
                 self._counts[number] = self._bytes[number] = 0
-                if len(self._kept) < _SAMPLE:
+                if self._reference is None and len(self._kept) < _SAMPLE:
                     self._kept[number] = bytearray()
-                self._count(number, bytearray(rest), len(rest))
+                self._buffer[: len(rest)] = rest
+                self._count(number, len(rest))
 
     def close(self) -> child.Answer:
         """Disconnect everybody."""
@@ -154,9 +165,12 @@ class Receiver:
     def begin(self, stamped: bool) -> child.Answer:
         """Begin to count. stamped: take the latency of every message too."""
         self._stamped = stamped
+        self._reference = Reference(stamped=stamped) if self._alike else None
+        self._strayed.clear()
         self._counts = dict.fromkeys(self._sockets, 0)
         self._bytes = dict.fromkeys(self._sockets, 0)
-        sample = random.sample(sorted(self._sockets), min(_SAMPLE, len(self._sockets)))
+        size = 0 if self._alike else min(_SAMPLE, len(self._sockets))
+        sample = random.sample(sorted(self._sockets), size)
         self._kept = {number: bytearray() for number in sample}
         self._latencies = Latencies()
         self._total = 0
@@ -180,12 +194,13 @@ class Receiver:
         wanted = messages * sum(map(len, self._topics.values()))
         # The marker stands at the front: the last message may not be whole yet.
         while self._total < wanted or not self._is_even():
-            if not self._receive(silence):
+            if self._strayed or not self._receive(silence):
                 if lossy and self._total < wanted:
                     return {"last": self._last, "lost": wanted - self._total}
                 raise ValueError(
                     f"{self._total} deliveries, {wanted} were due; "
-                    f"{len(set(self._bytes.values()))} different numbers of bytes"
+                    f"{len(set(self._bytes.values()))} different numbers of bytes; "
+                    f"{len(self._strayed)} connections got other bytes than the first"
                 )
         while self._receive(_SETTLED):
             pass
@@ -194,6 +209,12 @@ class Receiver:
         return answer | self._latencies.summary() if self._stamped else answer
 
     def _check(self, messages: int, cycle: int, first: int, ordered: bool) -> None:
+        if self._strayed:
+            raise ValueError(f"{len(self._strayed)} connections got other bytes than the first")
+        reference = self._reference
+        if reference is not None:
+            whole = bytes(reference.data)
+            streams.check(self._wire.split, whole, messages, cycle, (0,), first, ordered)
         for number, stream in self._kept.items():
             streams.check(
                 self._wire.split,
@@ -230,6 +251,8 @@ class Receiver:
             if number in self._sockets:
                 self._read(number)
                 any_read = True
+            else:
+                self._asked = True
         if any_read:
             self._last = time.monotonic()
         return any_read
@@ -238,22 +261,44 @@ class Receiver:
         size = self._sockets[number].recv_into(self._buffer)
         if size == 0:
             raise ValueError("the server closed a connection")
-        self._count(number, self._buffer, size)
+        self._count(number, size)
 
-    def _count(self, number: int, buffer: bytearray, size: int) -> None:
+    def _count(self, number: int, size: int) -> None:
+        """Take what has come on a connection: the first bytes of the buffer."""
         if number not in self._counts:
             return  # no run has begun
+        if self._reference is not None:
+            self._compare(self._reference, number, size)
+            return
+        buffer = self._buffer
         count = buffer.count(message.MARKER, 0, size)
         self._counts[number] += count
         self._bytes[number] += size
         self._total += count
         kept = self._kept.get(number)
         if kept is not None:
-            kept += memoryview(buffer)[:size]
+            kept += self._view[:size]
             if len(kept) > KEPT:
                 raise ValueError("the run is too long to be checked")
         if self._stamped and count:
             self._take_stamp(number, size, count)
+
+    def _compare(self, reference: Reference, number: int, size: int) -> None:
+        place = self._bytes[number]
+        found = None if number in self._strayed else reference.take(place, self._view[:size])
+        if found is None:
+            self._strayed.add(number)
+            return
+        first, count = found
+        self._bytes[number] = place + size
+        self._counts[number] += count
+        self._total += count
+        if len(reference.data) > KEPT:
+            raise ValueError("the run is too long to be checked")
+        if self._stamped and count:
+            stamp = reference.stamp(first)
+            if stamp is not None:
+                self._latencies.add((time.monotonic_ns() - stamp) / 1e9, count)
 
     def _take_stamp(self, number: int, size: int, count: int) -> None:
         """Take a read's first message: its latency, and whether it is the one that was due."""
@@ -282,16 +327,19 @@ class Receiver:
             "usage": child.usage,
         }
         failed = ""
+        # So that a command ends the wait for bytes.
+        self._epoll.register(sys.stdin.fileno(), select.EPOLLIN)
         while True:
-            # A line is answered before the next one comes.
-            if not select.select([sys.stdin], [], [], 0)[0]:
-                try:
+            try:
+                while not self._asked:
                     self._receive(-1)
-                except (ValueError, OSError) as error:
-                    # Said in answer to the next command; nothing is read any more.
-                    failed = failed or str(error)
-                    self.close()
+            except (ValueError, OSError) as error:
+                # Said in answer to the next command; nothing is read any more.
+                failed = failed or str(error)
+                self.close()
                 continue
+            # A line is answered before the next one comes.
+            self._asked = False
             # A pipe holds less than the names of thousands of destinations.
             line = b""
             while not line.endswith(b"\n"):

@@ -56,7 +56,7 @@ class Wire:
     """One transport. After the last turn the subscription is live.
 
     encoding: None for a transport that the gateway has not. even: whether equal messages are
-    equally long for everybody.
+    equally long for everybody. alike: whether they are equal.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Wire:
     encoding: Framed | None
     split: streams.Split
     even: bool = True
+    alike: bool = True
 
     @property
     def usual(self) -> tuple[Turn, ...]:
@@ -246,10 +247,21 @@ WIRES = {
 }
 # Peers' own.
 PEERS = {
-    "sse-node": Wire("sse-node", "SSE", _sse_until(b"\r\n\r\n"), None, streams.chunked_events),
+    # A message-id has its session's name in it.
+    "stomp-plugin": Wire(
+        "stomp-plugin",
+        "STOMP/WebSocket",
+        _stomp_turns,
+        None,
+        streams.stomp_messages,
+        alike=False,
+    ),
+    "sse-node": Wire(
+        "sse-node", "SSE", _sse_until(b"\r\n\r\n"), None, streams.chunked_events, alike=False
+    ),
     # Its ids count the messages of a second, so they are not equally long.
     "sse-nchan": Wire(
-        "sse-nchan", "SSE", _sse_until(b": hi\n\n"), None, streams.events, even=False
+        "sse-nchan", "SSE", _sse_until(b": hi\n\n"), None, streams.events, even=False, alike=False
     ),
     # How many messages share a frame or a chunk is each connection's own.
     "ws-centrifugo": Wire(
@@ -259,6 +271,7 @@ PEERS = {
         None,
         streams.publications,
         even=False,
+        alike=False,
     ),
     "sse-centrifugo": Wire(
         "sse-centrifugo",
@@ -268,6 +281,7 @@ PEERS = {
         None,
         streams.publication_events,
         even=False,
+        alike=False,
     ),
     "sse-mercure": Wire(
         "sse-mercure",
@@ -276,6 +290,7 @@ PEERS = {
         None,
         streams.whole_events,
         even=False,
+        alike=False,
     ),
 }
 ALL = WIRES | PEERS
