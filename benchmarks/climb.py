@@ -14,7 +14,7 @@ from .crowd import Crowd
 _FAR, _NEAR = 2.0, 1.4
 _IS_FAR = 0.25
 # Halvings of the border between the rate that held and the one that did not.
-_NARROW = 1
+_NARROW = 2
 # Messages before the first step, so that what happens once is not measured.
 _WARM_UP = 20
 # How long nothing may come before a rate has not held (seconds).

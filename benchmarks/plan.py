@@ -35,9 +35,9 @@ class Plan:
     seconds: float = 0.3
     rounds: int = 3
     rates: tuple[float, ...] = (10.0, 100.0, 1000.0)
-    paced: float = 0.6
+    paced: float = 1.2
     step: float = 1.2
-    most: int = 6
+    most: int = 7
     limit: float = 1.0
     ceiling: tuple[tuple[Behind, str, int], ...] = (
         *(("amqp", wire, 100) for wire in WIRE_NAMES),
