@@ -165,7 +165,6 @@ class RabbitBroker:
         )
         self._patience = patience
         self._checking: asyncio.Task[None] | None = None
-        self._started = False
         self._closed = False
 
     async def start(self) -> None:
@@ -180,7 +179,6 @@ class RabbitBroker:
             await supervisor.start()
         if self._checking is None:
             self._checking = asyncio.create_task(self._check(), name="rabbitmq confirms")
-        self._started = True
 
     async def check_login(self) -> None:
         """Log in once more, to see whether the broker still lets us; raises as `start`."""
