@@ -8,7 +8,6 @@ type the broker will not tell gets a queue per destination.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
@@ -24,7 +23,7 @@ from .connection import Link
 from .failures import of_channel
 from .feedqueue import FeedQueue
 from .supervisor import Supervisor
-from .topology import Topology
+from .topology import Topology, try_delete_queue
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +154,7 @@ class Feeds:
         finally:
             if declared and link.is_open and not self._closing:
                 # The refusal closed the channel; exclusive queues stay until the connection ends.
-                self._spawn(_delete(link, name), "probe queue")
+                self._spawn(try_delete_queue(link, name), "probe queue")
 
     def on_empty(self, queue: FeedQueue) -> None:
         """Delete a queue some time after its last binding went."""
@@ -317,9 +316,3 @@ def _address(destination: Destination) -> tuple[str, str]:
             return destination.name, destination.pattern
         case _:
             raise Unsupported(f"{destination} is no feed", "a feed is /topic or /exchange")
-
-
-async def _delete(link: Link, name: str) -> None:
-    with contextlib.suppress(QueuecastError, pika.exceptions.AMQPError):
-        async with link.probe() as channel:
-            await channel.call("queue_delete", name)
