@@ -31,7 +31,6 @@ from ...retention import RetainRule, rule_for
 from ..base import (
     DEFAULT_PREFETCH,
     PLAIN,
-    TOPIC_EXCHANGE,
     Consumer,
     ConsumeSpec,
     DeliverySink,
@@ -322,13 +321,9 @@ class EmbeddedBroker:
 
     def _address(self, destination: Destination) -> tuple[str, str]:
         """Return the exchange and routing key (or pattern) of a destination."""
-        if destination.kind is Kind.TOPIC:
-            return TOPIC_EXCHANGE, destination.name
-        if destination.kind is Kind.EXCHANGE:
-            return destination.name, destination.pattern
         if destination.kind is Kind.TEMP_QUEUE:
             raise Unsupported(f"{destination} is a name of one session, not of the broker")
-        return "", destination.name
+        return destination.exchange, destination.pattern
 
     # Reading
 

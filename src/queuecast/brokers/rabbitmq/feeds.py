@@ -15,9 +15,9 @@ from typing import Any
 
 import pika.exceptions
 
-from ...destination import Destination, Kind
+from ...destination import Destination
 from ...errors import QueuecastError, Refused, Unavailable, Unsupported
-from ..base import TOPIC_EXCHANGE, FeedReader, FeedSink
+from ..base import FeedReader, FeedSink
 from .canary import Canary
 from .connection import Link
 from .failures import of_channel
@@ -309,10 +309,6 @@ class Feeds:
 
 def _address(destination: Destination) -> tuple[str, str]:
     """Return the exchange and the routing key or pattern of a feed; raises Unsupported."""
-    match destination.kind:
-        case Kind.TOPIC:
-            return TOPIC_EXCHANGE, destination.name
-        case Kind.EXCHANGE:
-            return destination.name, destination.pattern
-        case _:
-            raise Unsupported(f"{destination} is no feed", "a feed is /topic or /exchange")
+    if not destination.is_shared:
+        raise Unsupported(f"{destination} is no feed", "a feed is /topic or /exchange")
+    return destination.exchange, destination.pattern

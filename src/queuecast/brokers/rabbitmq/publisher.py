@@ -30,7 +30,6 @@ from ...errors import (
     Unsupported,
 )
 from ...message import Properties
-from ..base import TOPIC_EXCHANGE
 from .confirms import ConfirmChannel, Outgoing, unknown, where
 from .connection import PROBES, Link
 from .content import to_amqp
@@ -171,7 +170,11 @@ class Publisher:
         self, destination: Destination, body: bytes, properties: Properties, mandatory: bool | None
     ) -> None:
         """Publish one message; see the broker interface."""
-        exchange, key, declare = _target(destination)
+        if destination.kind is Kind.TEMP_QUEUE:
+            raise Unsupported(f"nothing can be published to {destination}")
+        exchange, key = destination.exchange, destination.pattern
+        # The queue to declare first.
+        declare = key if destination.kind is Kind.QUEUE else None
         wanted = destination.names_queue if mandatory is None else mandatory
         attributes = to_amqp(properties)
         user = self._supervisor.user
@@ -427,17 +430,3 @@ class Publisher:
                 break
         self._closing = True
         self._wake()
-
-
-def _target(destination: Destination) -> tuple[str, str, str | None]:
-    """Return exchange, routing key, and the queue to declare first."""
-    match destination.kind:
-        case Kind.TOPIC:
-            return TOPIC_EXCHANGE, destination.name, None
-        case Kind.EXCHANGE:
-            return destination.name, destination.pattern, None
-        case Kind.QUEUE:
-            return "", destination.name, destination.name
-        case Kind.AMQ_QUEUE | Kind.REPLY_QUEUE:
-            return "", destination.name, None
-    raise Unsupported(f"nothing can be published to {destination}")
