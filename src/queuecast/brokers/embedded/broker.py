@@ -45,15 +45,14 @@ from .arguments import read_expiration
 from .clock import Clock, LoopClock
 from .consumer import QueueConsumer
 from .counts import Counts, QueueCounts, embedded_families
-from .exchange import Exchange
 from .feed import Feed
 from .history import History
 from .memory import Memory
 from .queue import Queue
-from .retained import RetainedFeed, new_filter
+from .retained import Filter, RetainedFeed, new_filter
 from .routing import Routed, Router
 from .stream import Stream, StreamConsumer
-from .topology import AnyQueue, Target, Topology, hint_exchange, hint_queue
+from .topology import AnyQueue, Topology, hint_exchange, hint_queue
 from .turn import Turn
 
 if TYPE_CHECKING:
@@ -335,12 +334,11 @@ class EmbeddedBroker:
         source = self._topology.exchange(name)
         if name == "":
             raise Refused("no feed on the default exchange")
-        feed = self._make_feed(destination, source, key, sink)
-
         only = new_filter(source.spec.type, key)
+        feed = self._make_feed(destination, only, sink)
 
         def join() -> None:
-            watermark, backlog = self._backlog(source, key)
+            watermark, backlog = self._history.read(name, *only)
             if isinstance(feed, RetainedFeed):
                 # What was evicted between is there: history has no holes.
                 backlog = [message for message in backlog if (message.offset or 0) > watermark]
@@ -348,7 +346,7 @@ class EmbeddedBroker:
                 (Mark(self.epoch, watermark),),
                 backlog,
                 history=True,
-                complete=self._history.complete(source.name, only.key, only.matches),
+                complete=self._history.complete(name, *only),
             )
             source.index.add(key, feed)
             self._feeds[feed] = None
@@ -357,27 +355,21 @@ class EmbeddedBroker:
         self._turn.first(join)
         return feed
 
-    def _make_feed(
-        self, destination: Destination, source: Exchange[Target], key: str, sink: FeedSink
-    ) -> Feed:
+    def _make_feed(self, destination: Destination, only: Filter, sink: FeedSink) -> Feed:
+        name, key = destination.exchange, destination.pattern
         rule = rule_for(self._retain, destination)
         if rule is None:
-            return Feed(source.name, key, sink, lambda: self._router.handed, self._on_feed_closed)
-        number = self._retain.index(rule)
+            return Feed(name, key, sink, lambda: self._router.handed, self._on_feed_closed)
         return RetainedFeed(
-            source.name,
+            name,
             key,
             sink,
             lambda: self._router.handed,
             self._on_feed_closed,
             epoch=self.epoch,
-            log=self._router.log(number),
-            only=new_filter(source.spec.type, key),
+            log=self._router.log(self._retain.index(rule)),
+            only=only,
         )
-
-    def _backlog(self, source: Exchange[Target], key: str) -> tuple[int, list[Message]]:
-        only = new_filter(source.spec.type, key)
-        return self._history.read(source.name, only.key, only.matches)
 
     def _on_feed_closed(self, feed: Feed) -> None:
         self._feeds.pop(feed, None)
