@@ -22,8 +22,8 @@ from .auth.identity import Identity
 from .auth.policy import Policy, Verb
 from .bridge import Bridge
 from .brokers.base import Broker, PromptBroker
+from .brokers.embedded.history import HistoryLimits
 from .brokers.factory import (
-    HistoryLimits,
     KafkaSettings,
     Keeping,
     default_virtual_host,

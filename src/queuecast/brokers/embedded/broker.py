@@ -40,13 +40,12 @@ from ..base import (
     QueueSpec,
 )
 from ..owners import Owners
-from . import history
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
 from .consumer import QueueConsumer
 from .counts import Counts, QueueCounts, embedded_families
 from .feed import Feed
-from .history import History
+from .history import DEFAULT_LIMITS, History, HistoryLimits
 from .memory import Memory
 from .queue import Queue
 from .retained import Filter, RetainedFeed, new_filter
@@ -73,8 +72,7 @@ class EmbeddedBroker:
 
     retain: what is kept whether or not anyone is subscribed; the keeper's store has equal rules.
     max_bytes: for the messages of all queues; a publish beyond it is PublishFailed.
-    history_messages (per routing key), history_age (seconds), history_bytes (in all): what a
-    feed finds when it opens late.
+    history: what a feed finds when it opens late.
     """
 
     def __init__(
@@ -85,21 +83,14 @@ class EmbeddedBroker:
         retain: Sequence[RetainRule] = (),
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_queues: int = DEFAULT_MAX_QUEUES,
-        history_messages: int = history.DEFAULT_MESSAGES,
-        history_age: float = history.DEFAULT_AGE,
-        history_bytes: int = history.DEFAULT_BYTES,
+        history: HistoryLimits = DEFAULT_LIMITS,
     ) -> None:
         self.name = f"embedded ({'memory' if keeper is None else keeper.directory})"
         self.epoch = new_epoch()
         self._clock: Clock = LoopClock() if clock is None else clock
         self._turn = Turn(self._clock)
         self._memory = Memory(max_bytes)
-        self._history = History(
-            self._clock.now,
-            messages=history_messages,
-            age=history_age,
-            max_bytes=history_bytes,
-        )
+        self._history = History(self._clock.now, history)
         self._topology = Topology(self._make_queue, max_queues, self._on_exchange_gone)
         self._owners = Owners()
         self._retain = retain
