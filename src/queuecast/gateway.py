@@ -326,7 +326,7 @@ class Gateway:
     def _accounts(self) -> Accounts:
         """Return who checks STOMP logins: the broker that is behind."""
         config = self.config
-        if config.broker.url.partition(":")[0] in ("embedded", "kafka", "kafkas"):
+        if not config.broker.scheme.startswith("amqp"):
             return LocalAccounts(self.services)
 
         def make(user: str, password: str, virtual_host: str | None) -> LoginBroker:

@@ -47,6 +47,10 @@ def option(
     )
 
 
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of options; one Struct each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option as declared; `path` is table.key."""
@@ -100,6 +104,13 @@ def options(config: type[msgspec.Struct]) -> Iterator[Option]:
         if not _is_struct(base):
             continue
         yield from fields(base, table.encode_name)
+
+
+def arrays(config: type[msgspec.Struct]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
+    """Yield name and Struct of the tables of a configuration that may stand many times."""
+    for table in msgspec.structs.fields(config):
+        if get_origin(table.type) is tuple:
+            yield table.encode_name, get_args(table.type)[0]
 
 
 def fields(struct: type[msgspec.Struct], table: str = "") -> Iterator[Option]:

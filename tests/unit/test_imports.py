@@ -27,8 +27,9 @@ PARTS = {
     "auth": "",
     "sessions": "codecs hub auth",
     "options": "",
-    "settings": "brokers options",
-    "config": "auth brokers options settings",
+    "settings": "auth options",
+    "arrays": "brokers options",
+    "config": "auth arrays brokers options settings",
     "server": "codecs hub auth sessions config",
     "admin": "codecs hub auth sessions config",
     "bridge": "sessions",
@@ -51,7 +52,7 @@ LIBRARIES = {
     "multidict": "server admin gateway testing commands cli",
     "yarl": "server admin gateway testing commands cli",
     "httptools": "codecs server",
-    "msgspec": "codecs auth sessions options settings config server admin gateway workers testing"
+    "msgspec": "codecs auth sessions options arrays config server admin gateway workers testing"
     " commands cli",
     "uvloop": "gateway testing commands cli",
     "jwt": "auth",
