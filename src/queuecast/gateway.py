@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between attempts to reach the broker at start; doubled up to the second value.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
+# Seconds beyond `[server] drain` and `grace` after which a process gives up a stop that hangs.
+STOP_PATIENCE = 5.0
 # New objects after which the youngest are looked at, such looks until the middle-aged are, and
 # those until all are: after 300,000 objects, which are at most some tens of MB of what crowds of
 # clients that come and go leave behind.
@@ -230,6 +232,13 @@ class Gateway:
 
         The gateway goes on answering publishes and acks, not ready, until `stop`.
         """
+        self.begin_drain()
+        if self._started and self._drained is not None:
+            # Whoever waits may be cancelled; the draining goes on.
+            await asyncio.shield(self._drained)
+
+    def begin_drain(self) -> None:
+        """Do so in the background; nothing while the gateway is not started."""
         if not self._started:
             return
         self._draining = True
@@ -237,8 +246,7 @@ class Gateway:
             logger.info("draining: clients are told to reconnect elsewhere")
             spread = self.config.server.drain
             self._drained = asyncio.create_task(self.server.drain(SHUTDOWN, spread), name="drain")
-        # Whoever waits may be cancelled; the draining goes on.
-        await asyncio.shield(self._drained)
+            self._drained.add_done_callback(log_failure)
 
     async def stop(self, grace: float | None = None) -> None:
         """Shut down without loss: `drain`, then stop within `grace` seconds (the configuration's).
@@ -454,3 +462,9 @@ class Gateway:
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._background.append(asyncio.create_task(work, name=name))
+
+
+def log_failure(task: asyncio.Task[None]) -> None:
+    """Log how a background task failed, if it did."""
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("%s failed", task.get_name(), exc_info=task.exception())

@@ -18,9 +18,9 @@ import msgspec
 from ..admin.api import Admin
 from ..config import Config
 from ..errors import ConfigError
+from ..gateway import STOP_PATIENCE
 from ..server.siblings import Place
 from ..settings import AdminConfig
-from .child import PATIENCE
 from .reservation import Reservation
 from .view import WorkersView
 from .words import DRAIN, STOP, Hello, Report
@@ -140,7 +140,7 @@ class Supervisor:
             worker.tell(STOP)
         server = self.config.server
         # Each has its own limit, which is shorter.
-        limit = server.drain + server.grace + 2 * PATIENCE
+        limit = server.drain + server.grace + 2 * STOP_PATIENCE
         orderly = True
         try:
             async with asyncio.timeout(limit):
