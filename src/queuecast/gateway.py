@@ -35,6 +35,7 @@ from .delivery import Consumer, DeliveryBudget, DeliverySink
 from .destination import Destination
 from .disconnect import SHUTDOWN
 from .errors import QueuecastError, Refused, Unavailable
+from .hostport import host_port
 from .hub.hub import Hub
 from .hub.log import LogLimits
 from .message import Properties
@@ -185,11 +186,9 @@ class Gateway:
             self.services, config, aliases, self._readiness, self._page(), place=self._place
         )
         # The port first: a second gateway must not touch the first one's queues.
-        host, port = await self.server.start()
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}{config.server.prefix}"
+        self.url = f"http://{host_port(*await self.server.start())}{config.server.prefix}"
         if self.server.stomp is not None:
-            host, port = self.server.stomp
-            self.stomp_url = f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
+            self.stomp_url = f"tcp://{host_port(*self.server.stomp)}"
         self._started = True
         try:
             await self._open_admin()

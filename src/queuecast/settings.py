@@ -12,13 +12,11 @@ from urllib.parse import urlsplit
 
 from .auth.origins import is_loopback
 from .errors import ConfigError
+from .hostport import read_host_port
 from .options import Table, option
 from .paths import StompPaths
 
 _LONGEST_NODE_OF_WORKERS = 28
-_HOST_PORT = re.compile(
-    r"(?:(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]+)):)?(?P<port>[0-9]{1,5})"
-)
 
 # It stands in a page, between quotes.
 _SCRIPT_URL = re.compile(r"(?:https?:/)?/[A-Za-z0-9._~:/?#@!$&()*+,;=%\[\]-]+")
@@ -26,13 +24,13 @@ _SCRIPT_URL = re.compile(r"(?:https?:/)?/[A-Za-z0-9._~:/?#@!$&()*+,;=%\[\]-]+")
 
 def _host_port(setting: str, text: str, host: str, example: str) -> tuple[str, int]:
     """Read [HOST:]PORT; host: where none is given. Raises ConfigError."""
-    found = _HOST_PORT.fullmatch(text)
-    if found is None or int(found["port"]) > 65535:
+    found = read_host_port(text)
+    if found is None:
         raise ConfigError(
             f"{setting}: {text!r} is not [HOST:]PORT",
             f'e.g. "{example}", "0.0.0.0:{example}", "[::1]:{example}"',
         )
-    return found["six"] or found["host"] or host, int(found["port"])
+    return found[0] or host, found[1]
 
 
 def _is_origin(text: str) -> bool:

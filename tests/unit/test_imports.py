@@ -16,7 +16,7 @@ PACKAGE = SOURCE / "queuecast"
 # The first floor: plain values that import the standard library and each other.
 FLOOR = """
     __init__ errors disconnect message delivery position pattern destination aliases runtime
-    metrics paths queuespec retention
+    metrics paths queuespec retention hostport
 """
 
 # part -> the parts it may import, besides itself and the first floor.

@@ -24,6 +24,7 @@ from aiohttp import web
 from ..auth.origins import OriginCheck
 from ..codecs.http1 import error_body
 from ..errors import BadRequest, ConfigError, QueuecastError, Refused
+from ..hostport import host_port
 from ..metrics import CONTENT_TYPE, render
 from .page import page
 from .view import View
@@ -70,8 +71,7 @@ class Admin:
                 "choose another port, or 0 for a free one",
             ) from None
         self._servers.append(server)
-        port = int(server.sockets[0].getsockname()[1])
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"http://{host_port(host, server.sockets[0].getsockname()[1])}"
 
     async def listen_unix(self, path: Path) -> None:
         """Listen on a socket in a directory that only our own processes reach; raises OSError.

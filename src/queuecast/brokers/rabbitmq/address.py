@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from ...errors import ConfigError
+from ...hostport import host_port
 
 DEFAULT_HEARTBEAT = 30  # seconds; RabbitMQ notices a vanished peer after about twice that
 DEFAULT_CONNECTION_TIMEOUT = 10.0  # seconds, for TCP, TLS and the AMQP handshake together
@@ -91,9 +92,9 @@ class Address:
     def masked(self) -> str:
         """The URL for people: the password is ***."""
         scheme = "amqps" if self.tls else "amqp"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        place = host_port(self.host, self.port)
         vhost = "" if self.virtual_host == "/" else quote(self.virtual_host, safe="")
-        return f"{scheme}://{quote(self.user, safe='')}:***@{host}:{self.port}/{vhost}"
+        return f"{scheme}://{quote(self.user, safe='')}:***@{place}/{vhost}"
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Return what TLS needs, or None without TLS; raises ConfigError for a bad cafile."""
