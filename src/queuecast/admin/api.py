@@ -26,6 +26,7 @@ from ..codecs.http1 import error_body
 from ..errors import BadRequest, ConfigError, QueuecastError, Refused
 from ..hostport import host_port
 from ..metrics import CONTENT_TYPE, render
+from .listing import MOST_ROWS
 from .page import page
 from .view import View
 
@@ -199,8 +200,10 @@ def _limit(values: list[str]) -> int:
     if not values:
         return ROWS
     text = values[0]
-    if len(values) > 1 or not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= 1000):
-        raise BadRequest(f"limit={text[:32]!r} is not a count", "give 1 to 1000")
+    if len(values) > 1 or not (
+        text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= MOST_ROWS
+    ):
+        raise BadRequest(f"limit={text[:32]!r} is not a count", f"give 1 to {MOST_ROWS}")
     return int(text)
 
 
