@@ -19,7 +19,7 @@ import pika.exceptions
 
 from ...errors import QueuecastError, Unavailable
 from ...message import Message
-from ..matching import Index, new_index
+from ..matching import Index, matcher, new_index
 from .connection import Channel, Link
 from .failures import of_channel
 from .stream_index import Window
@@ -479,6 +479,5 @@ class StreamPass:
 def _matcher(pattern: str | None) -> Callable[[Message], bool]:
     if pattern is None:
         return lambda _message: True
-    index: Index[str] = new_index("topic")
-    index.add(pattern, pattern)
-    return lambda message: any(index.match(key) for key in keys_of(message))
+    matches = matcher("topic", pattern)
+    return lambda message: any(matches(key) for key in keys_of(message))
