@@ -10,7 +10,7 @@ from queuecast.destination import Destination
 from queuecast.errors import NotFound, Unsupported
 from queuecast.message import Properties
 from tests.contract.conftest import Consume, passing
-from tests.contract.sinks import DeliveryList, until
+from tests.support.sinks import DeliveryList, until
 
 D = Destination.parse
 

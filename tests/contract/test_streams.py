@@ -12,7 +12,7 @@ from queuecast.destination import Destination
 from queuecast.errors import BadRequest, Conflict
 from queuecast.message import Properties
 from queuecast.queuespec import Timestamp
-from tests.contract.sinks import DeliveryList
+from tests.support.sinks import DeliveryList
 
 D = Destination.parse
 PERSISTENT = Properties(persistent=True)

@@ -16,12 +16,11 @@ from queuecast.brokers.kafka import KafkaBroker
 from queuecast.brokers.kafka.window import MAX_RECORDS
 from queuecast.destination import Destination
 from queuecast.errors import NotFound
-from tests.contract.sinks import DeliveryList, until
 from tests.e2e.clients import gateway
 from tests.support.confluent import committed, create, delete, produce
 from tests.support.kafka import Kafka, KafkaServer
 from tests.support.processes import Process, free_port
-from tests.support.sinks import eventually
+from tests.support.sinks import DeliveryList, eventually, until
 from tests.support.streams import Enveloped
 
 # A busy machine takes a minute to start Kafka.

@@ -13,7 +13,7 @@ from queuecast.brokers.embedded.broker import (
     EmbeddedBroker,
 )
 from queuecast.destination import Destination
-from tests.contract.sinks import DeliveryList
+from tests.support.sinks import DeliveryList
 from tests.unit.brokers.hand_clock import HandClock
 
 D = Destination.parse

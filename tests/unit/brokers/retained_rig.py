@@ -11,7 +11,7 @@ from queuecast.destination import Destination
 from queuecast.message import Message
 from queuecast.position import Mark
 from queuecast.retention import RetainRule
-from tests.contract.sinks import FeedList
+from tests.support.sinks import FeedList
 
 D = Destination.parse
 ALL = 1 << 30

@@ -14,8 +14,8 @@ from queuecast.brokers.embedded.store_batch import Batch
 from queuecast.destination import Destination
 from queuecast.errors import NotFound, Unavailable
 from queuecast.message import Properties
-from tests.contract.sinks import DeliveryList, until
 from tests.support.durable import Restart, closing, writer_of
+from tests.support.sinks import DeliveryList, until
 
 D = Destination.parse
 PERSISTENT = Properties(persistent=True)

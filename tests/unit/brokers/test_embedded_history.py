@@ -10,7 +10,7 @@ from queuecast.brokers.embedded.history import History, HistoryLimits
 from queuecast.destination import Destination
 from queuecast.message import Message
 from queuecast.pattern import contains
-from tests.contract.sinks import FeedList
+from tests.support.sinks import FeedList
 from tests.unit.brokers.hand_clock import HandClock
 
 

@@ -9,7 +9,7 @@ import pytest
 from queuecast.brokers.base import ConsumeSpec, Owner, QueueSpec
 from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.errors import NotFound
-from tests.contract.sinks import DeliveryList
+from tests.support.sinks import DeliveryList
 from tests.unit.brokers.embedded_rig import D, Q, running
 from tests.unit.brokers.hand_clock import HandClock
 

@@ -12,7 +12,7 @@ from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.brokers.embedded.counts import QueueCounts
 from queuecast.errors import BadRequest, PublishFailed
 from queuecast.message import Properties
-from tests.contract.sinks import DeliveryList, FeedList
+from tests.support.sinks import DeliveryList, FeedList
 from tests.unit.brokers.embedded_rig import D, Q, consume, declare, drain, ready, running
 from tests.unit.brokers.hand_clock import HandClock
 

@@ -19,7 +19,7 @@ from queuecast.errors import (
     Unavailable,
     Unsupported,
 )
-from tests.contract.sinks import FeedList
+from tests.support.sinks import FeedList
 from tests.unit.brokers.embedded_rig import D, Q, consume, declare, drain, running
 from tests.unit.brokers.hand_clock import HandClock
 

@@ -16,8 +16,8 @@ from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.message import Properties
 from queuecast.position import Mark, Position, Start
 from queuecast.retention import RetainRule
-from tests.contract.sinks import FeedList, until
 from tests.support.durable import on_disk
+from tests.support.sinks import FeedList, until
 from tests.unit.brokers.retained_rig import D, bodies, numbers, publish, read, reader, rule
 
 Make = Callable[..., Awaitable[EmbeddedBroker]]

@@ -17,8 +17,8 @@ from queuecast.errors import Unavailable
 from queuecast.pattern import contains
 from queuecast.position import Mark, Start
 from queuecast.retention import RetainRule
-from tests.contract.sinks import until
 from tests.support.durable import image, on_disk, writer_of
+from tests.support.sinks import until
 from tests.unit.brokers.retained_rig import ALL, D, bodies, numbers, publish, read, reader, rule
 
 
