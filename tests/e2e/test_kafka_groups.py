@@ -154,7 +154,7 @@ async def test_no_more_than_the_window_is_fetched_beyond_the_commit(kafka: Kafka
     topic = await asyncio.to_thread(create, kafka, 1)
     await asyncio.to_thread(produce, kafka, topic, [b"%d" % n for n in range(3 * MAX_RECORDS)])
     async with node(kafka.url) as broker:
-        sink = await worker(broker, topic, prefetch=0)
+        sink = await worker(broker, topic, prefetch=4 * MAX_RECORDS)
         await until(lambda: len(sink.deliveries) > MAX_RECORDS * 0.8, "a window", 60)
         # The first is held, everything else is acked: the commit stands still, and so does this.
         hold = sink.outstanding.pop(0)

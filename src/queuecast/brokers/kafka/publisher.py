@@ -36,7 +36,7 @@ from ...message import Properties
 from .content import Headers, to_headers
 from .control import Control
 from .failures import POISON, REJECTIONS, of_publish, of_reading, reason, unroutable
-from .names import publish_target
+from .names import target_of
 from .requests import WRITE
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Publisher:
 
     async def publish(self, destination: Destination, body: bytes, properties: Properties) -> None:
         """Publish one message; see the broker interface."""
-        target = publish_target(destination)
+        target = target_of(destination)
         if self._closing:
             raise Unavailable("the gateway is closing its connection to Kafka")
         self._control.require()
