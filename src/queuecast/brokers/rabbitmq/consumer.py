@@ -23,9 +23,9 @@ from .connection import Channel, Link
 from .failures import missing_queue, of_channel, reason
 from .held import Held
 from .ownqueue import OwnQueue, check_owner, field_table
+from .prefetch import PrefetchWindow
 from .streamplace import StreamPlace, is_stream, offset_of
 from .topology import Topology, check_queue, ensure_queue
-from .window import Window
 
 if TYPE_CHECKING:
     from .consumers import Consumers
@@ -78,7 +78,7 @@ class QueueConsumer:
         self._base = 0
         self._last = 0
         self._outstanding: set[int] = set()  # bounded by the prefetch
-        self._window = Window(prefetch)
+        self._window = PrefetchWindow(prefetch)
         self._held = Held(consumers.budget)  # what came while paused
         # The channel's own tags of what came when no more could be held; bounded by the
         # prefetch. They go back once the broker has stopped sending: earlier, it would send
