@@ -17,6 +17,7 @@ import pika.exceptions
 
 from ...destination import Destination
 from ...errors import QueuecastError, Refused, Unavailable, Unsupported
+from ..background import Background
 from ..base import FeedReader, FeedSink
 from .canary import Canary
 from .connection import Link
@@ -76,7 +77,7 @@ class Feeds:
         self._canaries: set[Canary] = set()
         self._verdicts: dict[str, bool] = {}
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(log)
         self._lingering: dict[FeedQueue, asyncio.TimerHandle] = {}
         self._closing = False
 
@@ -89,7 +90,7 @@ class Feeds:
         self._refused = False
         for queue in self._queues.values():
             queue.wake()
-        if not self._tasks:
+        if not self._background:
             self._spawn(self._tend(_TOUCH, self._touch), "canary")
             self._spawn(self._tend(self._rebind, self._look), "exchanges")
 
@@ -231,14 +232,7 @@ class Feeds:
     # Housekeeping
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=f"rabbitmq feeds: {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s failed", task.get_name(), exc_info=task.exception())
+        self._background.spawn(work, f"rabbitmq feeds: {name}")
 
     async def _tend(self, interval: float, call: Callable[[Link], Awaitable[None]]) -> None:
         while not self._closing:
@@ -289,9 +283,8 @@ class Feeds:
     async def close(self) -> None:
         """Delete our queues at the broker, if it is there."""
         self._closing = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._background.cancel()
+        await self._background.ended()
         for timer in self._lingering.values():
             timer.cancel()
         ends = await asyncio.gather(

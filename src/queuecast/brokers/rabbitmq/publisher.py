@@ -30,11 +30,12 @@ from ...errors import (
     Unsupported,
 )
 from ...message import Properties
+from ..background import Background
 from .confirms import ConfirmChannel, Outgoing, unknown, where
 from .connection import PROBES, Link
 from .content import to_amqp
 from .failures import ACCESS_REFUSED, NOT_FOUND, of_channel, reason
-from .lanes import Lane, Lanes, log_failure
+from .lanes import Lane, Lanes
 from .supervisor import Supervisor
 from .topology import Topology, ensure_queue
 
@@ -76,6 +77,7 @@ class Publisher:
         self._max_bytes = max_unconfirmed_bytes
         self._shared: ConfirmChannel | None = None
         self._link: Link | None = None
+        self._background = Background(log)
         self._lanes = Lanes(self._send_head, self._wake)
         self._verified: dict[Lane, None] = {}
         # Exchanges where RabbitMQ has refused a key (topic permissions): each key is a lane.
@@ -129,8 +131,7 @@ class Publisher:
         link = self._link
         if link is not None and link.is_open and not self._closing:
             log.warning("RabbitMQ closed the publishing channel: %s", reason(why))
-            task = asyncio.get_running_loop().create_task(self._reopen(link))
-            task.add_done_callback(log_failure)
+            self._background.spawn(self._reopen(link), "reopening the publishing channel")
         self._wake()
 
     async def _reopen(self, link: Link) -> None:
@@ -412,8 +413,7 @@ class Publisher:
                 "RabbitMQ has not confirmed a message within %g s: reconnecting",
                 self._confirm_timeout,
             )
-            task = asyncio.get_running_loop().create_task(link.close())
-            task.add_done_callback(log_failure)
+            self._background.spawn(link.close(), "closing a connection without confirms")
 
     async def close(self, grace: float) -> None:
         """Wait up to `grace` seconds for the confirms in flight; what remains is failed."""
