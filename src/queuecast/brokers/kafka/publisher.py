@@ -33,6 +33,7 @@ from ...errors import (
     Unavailable,
 )
 from ...message import Properties
+from ..background import Background
 from .content import Headers, to_headers
 from .control import Control
 from .failures import POISON, REJECTIONS, of_publish, of_reading, reason, unroutable
@@ -120,7 +121,7 @@ class Publisher:
         self._lanes: dict[str, _Lane] = {}
         self._known: dict[str, float] = {}
         self._too_large: dict[str, tuple[int, float]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(log)
         self._pending = 0
         self._pending_bytes = 0
         self._closing = False
@@ -205,7 +206,7 @@ class Publisher:
     def _wake(self, lane: _Lane) -> None:
         if not lane.running:
             lane.running = True
-            self._spawn(self._run(lane), f"publish to {lane.topic}")
+            self._background.spawn(self._run(lane), f"publish to {lane.topic}")
 
     async def _run(self, lane: _Lane) -> None:
         """Hand a lane's records to the producer, in order, until there are none."""
@@ -352,11 +353,6 @@ class Publisher:
         # What it failed to send is asked for again by callbacks that run after this.
         await asyncio.sleep(0)
 
-    def _spawn(self, work: Any, name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def close(self, grace: float) -> None:
         """Wait for what is under way, at most `grace` seconds, and disconnect."""
         self._closing = True
@@ -364,8 +360,7 @@ class Publisher:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), grace)
-        for task in list(self._tasks):
-            task.cancel()
+        self._background.cancel()
         for lane in list(self._lanes.values()):
             lane.fail(OutcomeUnknown("the gateway is closing", "it may or may not have it"))
         if self._retiring is not None:
