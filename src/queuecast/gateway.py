@@ -21,7 +21,7 @@ from .aliases import Aliases, concealed
 from .auth.identity import Identity
 from .auth.policy import Policy, Verb
 from .bridge import Bridge
-from .brokers.base import Broker, PromptBroker
+from .brokers.base import Broker
 from .brokers.embedded.history import HistoryLimits
 from .brokers.factory import (
     KafkaSettings,
@@ -30,16 +30,15 @@ from .brokers.factory import (
     login_broker,
     make_broker,
 )
+from .calls import consume_of, publish_at_once_of, publish_of
 from .config import Config
-from .delivery import Consumer, DeliveryBudget, DeliverySink
+from .delivery import DeliveryBudget
 from .destination import Destination
 from .disconnect import SHUTDOWN
 from .errors import QueuecastError, Refused, Unavailable
 from .hostport import host_port
 from .hub.hub import Hub
 from .hub.log import LogLimits
-from .message import Properties
-from .queuespec import PLAIN, ConsumeSpec
 from .server.loop import LoopRuntime
 from .server.server import Server
 from .server.siblings import Place
@@ -47,7 +46,7 @@ from .server.throttle import Throttle
 from .sessions.acks import Acks
 from .sessions.idempotency import IdempotencyKeys
 from .sessions.returns import Returns
-from .sessions.services import PublishAtOnce, Services, SessionLimits, StompOptions
+from .sessions.services import Services, SessionLimits, StompOptions
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +144,8 @@ class Gateway:
         self.services = Services(
             runtime,
             self.hub,
-            self._publish,
-            self._consume,
+            publish_of(self.broker),
+            consume_of(self.broker),
             self._allow,
             aliases.resolve,
             SessionLimits(
@@ -173,7 +172,7 @@ class Gateway:
             queues=self.broker,
             deliveries=self._deliveries,
             acks=Acks(config.server.node if self._place is None else self._place.name),
-            at_once=self._at_once(),
+            at_once=publish_at_once_of(self.broker),
             returns=Returns(
                 config.limits.max_redeliveries, config.max_redeliveries(), now=runtime.now
             ),
@@ -282,52 +281,6 @@ class Gateway:
             self._policy.allow(identity, verb, destination)
         except Refused as error:
             self._refusals.warning(f"refused: {error.text}; to allow it: {error.hint}")
-            raise concealed(error, (destination,)) from error
-
-    async def _publish(
-        self,
-        destination: Destination,
-        body: bytes,
-        properties: Properties,
-        *,
-        mandatory: bool | None = None,
-    ) -> None:
-        try:
-            await self.broker.publish(destination, body, properties, mandatory=mandatory)
-        except QueuecastError as error:
-            raise concealed(error, (destination,)) from error
-
-    def _at_once(self) -> PublishAtOnce | None:
-        broker = self.broker
-        if not isinstance(broker, PromptBroker):
-            return None
-        publish = broker.publish_at_once
-
-        def publish_at_once(
-            destination: Destination,
-            body: bytes,
-            properties: Properties,
-            *,
-            mandatory: bool | None = None,
-        ) -> bool:
-            try:
-                return publish(destination, body, properties, mandatory=mandatory)
-            except QueuecastError as error:
-                raise concealed(error, (destination,)) from error
-
-        return publish_at_once
-
-    async def _consume(
-        self,
-        destination: Destination,
-        sink: DeliverySink,
-        *,
-        prefetch: int,
-        spec: ConsumeSpec = PLAIN,
-    ) -> Consumer:
-        try:
-            return await self.broker.consume(destination, sink, prefetch=prefetch, spec=spec)
-        except QueuecastError as error:
             raise concealed(error, (destination,)) from error
 
     def _accounts(self) -> Accounts:
