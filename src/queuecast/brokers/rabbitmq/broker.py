@@ -93,26 +93,15 @@ class RabbitBroker:
         node = _UNSAFE.sub("_", node)[:64] if node else secrets.token_hex(4)
         self._grace = grace
         self._topology = Topology()
-        self._consuming = Supervisor(
-            address,
-            f"queuecast {node} consuming",
-            on_up=self._on_consuming_up,
-            on_down=self._on_consuming_down,
-            last_delay=reconnect,
-        )
-        self._publishing = Supervisor(
-            address,
-            f"queuecast {node} publishing",
-            on_up=self._on_publishing_up,
-            on_down=lambda _why: None,
-            last_delay=reconnect,
-        )
-        self._streaming = Supervisor(
-            address,
-            f"queuecast {node} streams",
-            on_up=self._on_streaming_up,
-            on_down=lambda why: self._retained.on_down(why),
-            last_delay=reconnect,
+
+        def connection(purpose: str, on_up: OnUp, on_down: OnDown) -> Supervisor:
+            name = f"queuecast {node} {purpose}"
+            return Supervisor(address, name, on_up=on_up, on_down=on_down, last_delay=reconnect)
+
+        self._consuming = connection("consuming", self._on_consuming_up, self._on_consuming_down)
+        self._publishing = connection("publishing", self._on_publishing_up, lambda _why: None)
+        self._streaming = connection(
+            "streams", self._on_streaming_up, lambda why: self._retained.on_down(why)
         )
         self._retained = Retained(
             retain,
@@ -138,16 +127,6 @@ class RabbitBroker:
             linger=linger,
         )
         self._own = OwnQueues(self._consuming, patience=patience)
-
-        def connection(number: int, on_up: OnUp, on_down: OnDown) -> Supervisor:
-            return Supervisor(
-                address,
-                f"queuecast {node} consuming {number}",
-                on_up=on_up,
-                on_down=on_down,
-                last_delay=reconnect,
-            )
-
         self._pool = ConsumerPool(self._consuming, connection, patience=patience)
         self._consumers = Consumers(
             self._pool,

@@ -33,8 +33,8 @@ EMPTY = 30.0  # seconds that a further connection is kept without consumers
 
 OnUp = Callable[[Link], Awaitable[None]]
 OnDown = Callable[[str], None]
-# Makes a further connection, not started: its number from 2, told of its ups and downs.
-MakeSupervisor = Callable[[int, OnUp, OnDown], Supervisor]
+# Makes a connection, not started: what it is for, told of its ups and downs.
+MakeSupervisor = Callable[[str, OnUp, OnDown], Supervisor]
 
 
 class Line:
@@ -114,7 +114,7 @@ class ConsumerPool:
             raise self._full()
         self._numbers += 1
         line = Line(_RESERVED_ELSEWHERE)
-        line.supervisor = self._make(self._numbers, line.on_up, line.on_down)
+        line.supervisor = self._make(f"consuming {self._numbers}", line.on_up, line.on_down)
         try:
             await line.supervisor.start()
             link = await line.supervisor.wait(self._patience)
