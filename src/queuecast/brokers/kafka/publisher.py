@@ -112,7 +112,7 @@ class _Lane:
 class Publisher:
     """Publishes for the whole gateway. timeout: seconds until an answer is unknown."""
 
-    def __init__(self, control: Control, *, timeout: float = 15.0) -> None:
+    def __init__(self, control: Control, *, timeout: float) -> None:
         self._control = control
         self._timeout = timeout
         self._producer: Any = None

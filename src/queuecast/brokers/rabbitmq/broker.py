@@ -59,8 +59,10 @@ class RabbitBroker:
     node: this process's name in the names of its queues; random when None. cafile: see Address.
     patience: seconds that a call waits for a broker that is away. confirm_timeout: seconds until
     a missing confirm is an unknown outcome. expires: milliseconds that a feed's queue outlives
-    our connection. rebind: seconds between looks at exchanges and bindings. grace: seconds that
-    `close` waits for confirms. reconnect: seconds between attempts to connect, at most.
+    our connection, linger: seconds that it is kept without bindings, for the next reader.
+    zombie_patience: seconds for RabbitMQ to let go of a connection that was lost. rebind: seconds
+    between looks at exchanges and bindings. grace: seconds that `close` waits for confirms.
+    reconnect: seconds between attempts to connect, at most.
     deliveries: what consumers may hold, shared with the node's others. retain: rules for
     destinations whose messages are kept in streams. covered: such rules of another login, which
     has the streams; what is published here has to reach them too.

@@ -35,15 +35,13 @@ _CANARY_EXTRA = 60_000
 _TOUCH = 20.0  # seconds
 _CANARY_PATIENCE = 5.0  # seconds; a broker that is low on memory takes no message
 REBIND = 30.0  # seconds between looks at exchanges and bindings
-_LINGER = 30.0  # seconds that a queue without bindings is kept for the next reader
 _SHARED = ("direct", "topic", "fanout")
 
 
 class Feeds:
     """All feeds of this node.
 
-    prefix: begins the names of our queues. patience: seconds that a call waits for a broker that is
-    away. expires: milliseconds, see EXPIRES.
+    prefix: begins the names of our queues. The others: see RabbitBroker.
     """
 
     def __init__(
@@ -54,10 +52,10 @@ class Feeds:
         prefix: str,
         *,
         patience: float,
-        expires: int = EXPIRES,
-        rebind: float = REBIND,
-        zombie_patience: float = 10.0,
-        linger: float = _LINGER,
+        expires: int,
+        rebind: float,
+        zombie_patience: float,
+        linger: float,
     ) -> None:
         self._supervisor = supervisor
         self._publishing = publishing

@@ -66,8 +66,8 @@ class Publisher:
         *,
         patience: float,
         confirm_timeout: float,
-        max_unconfirmed: int = MAX_UNCONFIRMED,
-        max_unconfirmed_bytes: int = MAX_UNCONFIRMED_BYTES,
+        max_unconfirmed: int,
+        max_unconfirmed_bytes: int,
     ) -> None:
         self._supervisor = supervisor
         self._topology = topology
