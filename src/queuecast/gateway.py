@@ -236,7 +236,7 @@ class Gateway:
             await asyncio.shield(self._drained)
 
     def begin_drain(self) -> None:
-        """Do so in the background; nothing while the gateway is not started."""
+        """Begin to `drain` in the background; nothing while the gateway is not started."""
         if not self._started:
             return
         self._draining = True
