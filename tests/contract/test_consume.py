@@ -293,7 +293,7 @@ class Full(DeliveryList):
         self.room = room
         self.refusals = 0
 
-    def deliver(self, delivery: Delivery) -> bool | None:  # type: ignore[override]
+    def deliver(self, delivery: Delivery) -> bool | None:
         if len(self.deliveries) >= self.room and self.consumer is not None:
             self.consumer.pause()
             self.refusals += 1

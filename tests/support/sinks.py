@@ -97,12 +97,13 @@ class DeliveryList:
         self.gaps: list[str] = []
         self.error: QueuecastError | None = None
 
-    def deliver(self, delivery: Delivery) -> None:
+    def deliver(self, delivery: Delivery) -> bool | None:
         self.deliveries.append(delivery)
         self.outstanding.append(delivery)
         self.most = max(self.most, len(self.outstanding))
         if self.acks_at_once:
             self.ack()
+        return None
 
     def reset(self) -> None:
         self.resets += 1

@@ -214,7 +214,7 @@ async def test_a_delivery_that_was_not_taken_does_not_count(
     await first.consumer.close()
 
     class Refusing(DeliveryList):
-        def deliver(self, delivery: Any) -> bool:  # type: ignore[override]
+        def deliver(self, delivery: Any) -> bool:
             self.deliveries.append(delivery)
             assert self.consumer is not None
             self.consumer.pause()

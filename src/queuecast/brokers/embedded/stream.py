@@ -269,7 +269,10 @@ class StreamConsumer:
         self._tag += 1
         self._unacked.add(self._tag)
         try:
-            self._sink.deliver(Delivery(message, self._tag))
+            if self._sink.deliver(Delivery(message, self._tag)) is False:
+                # It is read again when the sink, which has paused us, takes more.
+                self._unacked.discard(self._tag)
+                self.at = kept.offset
         except Exception:
             logger.exception("a consumer of stream %r failed: it is cancelled", self._stream.name)
             self._stream.detach(self)

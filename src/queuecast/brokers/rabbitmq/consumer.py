@@ -208,6 +208,8 @@ class QueueConsumer:
                 self._held.clear()
                 for each in back:
                     self._outstanding.discard(each.tag)
+                    if self._place is not None:
+                        self._place.returned(each.tag)
                     self._refuse(each.tag - self._base)
         except Exception:
             # Nobody would ever settle it: the consumer ends, and it goes back to the queue.
