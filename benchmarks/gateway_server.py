@@ -17,6 +17,7 @@ from unittest import mock
 
 import uvloop
 
+from queuecast.arrays import RetainConfig
 from queuecast.config import Config
 from queuecast.destination import Destination
 from queuecast.gateway import Gateway, collect_rarely
@@ -24,7 +25,7 @@ from queuecast.hub.feed import Feed
 from queuecast.message import NO_PROPERTIES, Properties
 from queuecast.server.connection import Connections
 from queuecast.server.listener import raise_open_files
-from queuecast.settings import BrokerConfig, RetainConfig, ServerConfig
+from queuecast.settings import BrokerConfig, ServerConfig
 
 from . import child, message
 from .producer import as_fast_as_possible, at_a_rate, most

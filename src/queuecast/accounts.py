@@ -16,17 +16,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from .aliases import concealed
 from .brokers.base import Broker
-from .delivery import Consumer, DeliverySink
+from .calls import consume_of, publish_of
 from .destination import Destination
 from .errors import LimitExceeded, LoginRefused, NotFound, QueuecastError, Refused, Unavailable
 from .hub.feed import Feed
 from .hub.hub import CloseReader, Hub, OpenReader
-from .message import Properties
-from .queuespec import PLAIN, ConsumeSpec
 from .runtime import Promise
-from .sessions.services import Account, Consume, Publish, Services
+from .sessions.services import Account, Services
 from .sharing import FeedBroker, Member, SharedFeeds, follow
 
 logger = logging.getLogger(__name__)
@@ -277,9 +274,9 @@ class BrokerAccounts:
         entry.services = replace(
             self._services,
             hub=entry.member,
-            publish=_publisher(entry.broker),
+            publish=publish_of(entry.broker),
             at_once=None,  # it would publish with the gateway's own login
-            consume=_consumer(entry.broker),
+            consume=consume_of(entry.broker),
             queues=entry.broker,
         )
         entry.checked = entry.idle_since = self._services.runtime.now()
@@ -352,38 +349,6 @@ def reader_of(broker: Broker) -> OpenReader:
         return reader.close
 
     return open_reader
-
-
-def _publisher(broker: Broker) -> Publish:
-    async def publish(
-        destination: Destination,
-        body: bytes,
-        properties: Properties,
-        *,
-        mandatory: bool | None = None,
-    ) -> None:
-        try:
-            await broker.publish(destination, body, properties, mandatory=mandatory)
-        except QueuecastError as error:
-            raise concealed(error, (destination,)) from error
-
-    return publish
-
-
-def _consumer(broker: Broker) -> Consume:
-    async def consume(
-        destination: Destination,
-        sink: DeliverySink,
-        *,
-        prefetch: int,
-        spec: ConsumeSpec = PLAIN,
-    ) -> Consumer:
-        try:
-            return await broker.consume(destination, sink, prefetch=prefetch, spec=spec)
-        except QueuecastError as error:
-            raise concealed(error, (destination,)) from error
-
-    return consume
 
 
 def _verdict(error: QueuecastError, key: _Key) -> QueuecastError:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__, options
-from .commands.failure import Failure, complain, line
+from .commands.failure import Failure, complain
 from .config import Config
 from .errors import ConfigError, QueuecastError
 
@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return serve(arguments)
     except ConfigError as error:
-        complain(line(error))
+        complain(error.line())
         return 2
     except QueuecastError as error:
-        complain(line(error))
+        complain(error.line())
         return 1
     except Failure as failure:
         complain(str(failure))

@@ -1,4 +1,4 @@
-"""The configuration: settings.py's tables, read from flags, the environment and a TOML file.
+"""The configuration: where the tables of settings.py and arrays.py come together, and are read.
 
 A flag wins over the environment, that over the file, that over the default. The file is
 `--config FILE`, else what QUEUECAST_CONFIG names, else ./queuecast.toml where there is one.
@@ -7,20 +7,26 @@ A flag wins over the environment, that over the file, that over the default. The
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from . import options
 from .aliases import Aliases
-from .auth.origins import is_loopback
+from .arrays import (
+    AllowConfig,
+    BridgeConfig,
+    ExchangeConfig,
+    QueueConfig,
+    RetainConfig,
+    SlowConfig,
+    TopicConfig,
+)
 from .auth.policy import Rule
 from .brokers.base import ExchangeSpec, QueueSpec, TopicSpec
 from .destination import Destination, Kind
@@ -30,21 +36,12 @@ from .pattern import is_pattern
 from .retention import RetainRule, SlowRule
 from .settings import (
     AdminConfig,
-    AllowConfig,
-    BridgeConfig,
     BrokerConfig,
-    ExchangeConfig,
     HistoryConfig,
     LimitsConfig,
     LogConfig,
-    QueueConfig,
-    RetainConfig,
     ServerConfig,
-    SlowConfig,
-    TopicConfig,
 )
-
-_LONGEST_NODE_OF_WORKERS = 28
 
 DEFAULT_FILE = "queuecast.toml"
 BROKER_SCHEMES = ("embedded", "amqp", "amqps", "kafka", "kafkas")
@@ -128,24 +125,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def check(self) -> Config:
         """Return itself if its parts agree; raises ConfigError naming the setting."""
-        _check_server(self.server)
-        _check_admin(self.admin)
-        scheme = self.broker.url.partition(":")[0]
-        if scheme not in BROKER_SCHEMES:
-            raise ConfigError(
-                f"broker.url: {masked(self.broker.url)!r} names no broker that is supported",
-                "it begins with " + ", ".join(f"{each}:" for each in BROKER_SCHEMES),
-            )
-        if not scheme.startswith("embedded") and not self.broker.url.startswith(f"{scheme}://"):
-            raise ConfigError(f"broker.url: write {scheme}://host")
-        if self.broker.data and scheme != "embedded":
-            raise ConfigError(
-                f"broker.data: {scheme}:// keeps its messages itself", "only embedded: takes it"
-            )
-        if self.server.workers > 1:
-            _check_workers(self.server, scheme)
-        if self.limits.frame < self.limits.message:
-            raise ConfigError("limits.frame is less than limits.message", "a frame holds a message")
+        for each in (self.server, self.admin, self.limits):
+            each.check()
+        _check_broker(self)
         for table, names in (
             ("exchange", [each.name for each in self.exchanges]),
             ("queue", [each.name for each in self.queues]),
@@ -156,48 +138,41 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                     raise ConfigError(f"{table}[{index}].name: {name!r} is empty or there twice")
         for _ in self.bridge_pairs():
             pass
-        if self.limits.lease > self.limits.max_lease:
-            raise ConfigError("limits.lease is more than limits.max_lease")
-        _check_broker(self)
         self.retain_rules()
         self.slow_rules()
-        self.server.check_client_url()
         self.server.stomp_paths().check(Aliases(self.aliases), demo=self.server.demo)
-        if not self.rules() and not self.server.allow_anyone:
-            _refuse_reach(self.server)
+        reach = self.server.reach()
+        if not self.rules() and reach and not self.server.allow_anyone:
+            raise ConfigError(
+                f"{reach} reaches beyond loopback and there are no [[allow]] rules",
+                "add rules, or start with --allow-anyone to let everybody read and publish "
+                "everything",
+            )
         return self
 
 
-def _check_workers(server: ServerConfig, scheme: str) -> None:
-    """Refuse workers who could not be one gateway; raises ConfigError."""
-    if scheme == "embedded":
+def _check_broker(config: Config) -> None:
+    """Refuse a broker that there is not, and what it has nothing for; raises ConfigError."""
+    broker = config.broker
+    scheme = broker.scheme
+    if scheme not in BROKER_SCHEMES:
         raise ConfigError(
-            f"server.workers: {server.workers} processes cannot share the embedded broker, which "
-            "lives in one",
+            f"broker.url: {masked(broker.url)!r} names no broker that is supported",
+            "it begins with " + ", ".join(f"{each}:" for each in BROKER_SCHEMES),
+        )
+    if scheme != "embedded" and not broker.url.startswith(f"{scheme}://"):
+        raise ConfigError(f"broker.url: write {scheme}://host")
+    if broker.data and scheme != "embedded":
+        raise ConfigError(
+            f"broker.data: {scheme}:// keeps its messages itself", "only embedded: takes it"
+        )
+    if config.server.workers > 1 and scheme == "embedded":
+        raise ConfigError(
+            f"server.workers: {config.server.workers} processes cannot share the embedded broker, "
+            "which lives in one",
             "set broker.url to amqp://… or kafka://…, or leave --workers out",
         )
-    if len(server.node) > _LONGEST_NODE_OF_WORKERS:
-        raise ConfigError(
-            f"server.node: {server.node!r} is too long with workers, whose numbers follow it",
-            f"at most {_LONGEST_NODE_OF_WORKERS} characters",
-        )
-
-
-def _check_admin(admin: AdminConfig) -> None:
-    """Refuse an admin listener that anybody could reach; raises ConfigError."""
-    address = admin.address()
-    if admin.token and not re.fullmatch(r"[!-~]{8,512}", admin.token):
-        raise ConfigError("admin.token is not 8 to 512 characters of ASCII without spaces")
-    if address is not None and not is_loopback(address[0]) and not admin.token:
-        raise ConfigError(
-            f"admin.listen: {admin.listen!r} reaches beyond loopback and there is no admin.token",
-            "set QUEUECAST_ADMIN__TOKEN, or listen on 127.0.0.1",
-        )
-
-
-def _check_broker(config: Config) -> None:
-    """Refuse what the chosen broker has nothing for; raises ConfigError."""
-    if not config.broker.url.startswith("kafka"):
+    if not scheme.startswith("kafka"):
         if config.topics:
             raise ConfigError("topic[0]: only Kafka has topics", "use [[queue]] and [[exchange]]")
         return
@@ -334,71 +309,13 @@ def _shared(text: str, where: str) -> Destination:
     return destination
 
 
-def _check_server(server: ServerConfig) -> None:
-    if not server.host:
-        raise ConfigError("server.host is empty", 'for all addresses write "0.0.0.0" or "::"')
-    prefix = server.prefix
-    if prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
-        raise ConfigError(
-            f"server.prefix: {prefix!r} is not a path prefix", 'e.g. "/push", no slash at the end'
-        )
-    if server.node and not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", server.node):
-        raise ConfigError(
-            f"server.node: {server.node!r} is not a name", "1 to 32 letters, digits, - and _"
-        )
-    server.stomp_address()
-    for index, origin in enumerate(server.origins):
-        if not _is_origin(origin):
-            raise ConfigError(
-                f"server.origins[{index}]: {origin!r} is not an origin",
-                'scheme, host and port only, e.g. "https://app.example"; "*" is never allowed',
-            )
-    for index, network in enumerate(server.trusted_proxies):
-        try:
-            ipaddress.ip_network(network, strict=False)
-        except ValueError:
-            raise ConfigError(
-                f"server.trusted_proxies[{index}]: {network!r} is no address or network",
-                'e.g. "10.0.0.7", "10.0.0.0/8"',
-            ) from None
-
-
-def _is_origin(text: str) -> bool:
-    if text == "null":
-        return True
-    try:
-        parts = urlsplit(text)
-        parts.port  # noqa: B018 - raises ValueError for a bad port
-    except ValueError:
-        return False
-    return bool(parts.hostname) and "*" not in text and text == f"{parts.scheme}://{parts.netloc}"
-
-
-def _refuse_reach(server: ServerConfig) -> None:
-    """Raise ConfigError if strangers could reach a gateway that has no rules."""
-    stomp = server.stomp_address()
-    if not is_loopback(server.host):
-        reach = f'server.host = "{server.host}"'
-    elif stomp is not None and not is_loopback(stomp[0]):
-        reach = f'server.stomp_tcp = "{server.stomp_tcp}"'
-    elif server.origins:
-        reach = "server.origins"
-    elif server.trusted_proxies:
-        reach = "server.trusted_proxies"
-    else:
-        return
-    raise ConfigError(
-        f"{reach} reaches beyond loopback and there are no [[allow]] rules",
-        "add rules, or start with --allow-anyone to let everybody read and publish everything",
-    )
-
-
 def document() -> str:
     """Return docs/configuration.md."""
     lines = [
         "# Configuration",
         "",
-        "<!-- Made by `python -m queuecast.config`; change src/queuecast/settings.py instead. -->",
+        "<!-- Made by `python -m queuecast.config`; change src/queuecast/settings.py "
+        "and arrays.py instead. -->",
         "",
         "Every setting has a place in `queuecast.toml` and a name in the environment, the usual "
         "ones also a flag. A flag wins over the environment, the environment over the file, the "
@@ -423,7 +340,8 @@ def document() -> str:
             f"| `{each.key}` | `{each.shown_default}`{unit} | {each.help}{choice} "
             f"| `{each.env}` | {flag} |"
         )
-    for name, struct, text in _ARRAYS:
+    for name, struct in options.arrays(Config):
+        text = " ".join((struct.__doc__ or "").split())
         lines += ["", f"## [[{name}]]", "", text, "", "| key | type | default | meaning |"]
         lines.append("|---|---|---|---|")
         for field in options.fields(struct):
@@ -450,43 +368,6 @@ def document() -> str:
 
 def _code(default: str) -> str:
     return default if default == "required" else f"`{default}`"
-
-
-_ARRAYS: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
-    ("exchange", ExchangeConfig, "Exchanges that are declared at the start."),
-    ("queue", QueueConfig, "Queues that are declared at the start."),
-    (
-        "topic",
-        TopicConfig,
-        "Kafka topics that are created at the start where they are missing; one that is there is "
-        "left as it is.",
-    ),
-    (
-        "bridge",
-        BridgeConfig,
-        "A queue's messages for everybody: each is consumed once and acked when the broker has "
-        "confirmed its copy.",
-    ),
-    (
-        "retain",
-        RetainConfig,
-        "Destinations whose messages are kept whether or not anyone is subscribed. A rule holds "
-        "for the destinations that lie within its pattern; the first that holds decides.",
-    ),
-    (
-        "slow",
-        SlowConfig,
-        "What a client gets that does not keep up. A rule holds for the destinations that lie "
-        "within its pattern; the first that holds decides.",
-    ),
-    (
-        "allow",
-        AllowConfig,
-        "Who may do what. When there are rules, what none of them allows is refused; without "
-        "rules the gateway serves loopback only. A subscription with a pattern must lie within "
-        "one rule.",
-    ),
-)
 
 
 if __name__ == "__main__":

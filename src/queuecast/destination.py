@@ -17,6 +17,9 @@ from urllib.parse import quote
 from .errors import BadDestination
 from .pattern import contains, is_pattern
 
+# The exchange that /topic stands for at an AMQP broker.
+TOPIC_EXCHANGE = "amq.topic"
+
 MAX_SEGMENT = 255  # bytes: AMQP 0-9-1 short strings hold no more
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -119,10 +122,15 @@ class Destination:
         return not self.is_shared
 
     @property
-    def pattern(self) -> str:
-        """The routing key or binding pattern ("" where an exchange has none given)."""
+    def exchange(self) -> str:
+        """The exchange that it stands for at an AMQP broker: "", the default one, for a queue."""
         if self.kind is Kind.TOPIC:
-            return self.name
+            return TOPIC_EXCHANGE
+        return self.name if self.kind is Kind.EXCHANGE else ""
+
+    @property
+    def pattern(self) -> str:
+        """The routing key there, or the binding pattern ("" where an exchange has none given)."""
         return self.key or "" if self.kind is Kind.EXCHANGE else self.name
 
     @property
@@ -205,10 +213,10 @@ def path_text(path: str) -> str:
         raise BadDestination("the path is not UTF-8", "percent-encode it") from None
 
 
-def of_message(exchange: str, routing_key: str, topic_exchange: str = "amq.topic") -> Destination:
+def of_message(exchange: str, routing_key: str) -> Destination:
     """Return the destination that a message published to an exchange with a key came by."""
     if exchange == "":
         return Destination(Kind.QUEUE, routing_key)
-    if exchange == topic_exchange:
+    if exchange == TOPIC_EXCHANGE:
         return Destination(Kind.TOPIC, routing_key)
     return Destination(Kind.EXCHANGE, exchange, routing_key or None)

@@ -47,6 +47,11 @@ class QueuecastError(Exception):
     def __str__(self) -> str:
         return f"{self.text} ({self.hint})" if self.hint else self.text
 
+    def line(self) -> str:
+        """Return it as one line for a shell: what was wrong, then what helps."""
+        text = f"{self.text}: {self.hint}" if self.hint else self.text
+        return " ".join(text.split())
+
 
 class ConfigError(QueuecastError):
     """A setting is wrong; the text names its path."""

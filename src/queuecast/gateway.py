@@ -21,24 +21,24 @@ from .aliases import Aliases, concealed
 from .auth.identity import Identity
 from .auth.policy import Policy, Verb
 from .bridge import Bridge
-from .brokers.base import Broker, PromptBroker
+from .brokers.base import Broker
+from .brokers.embedded.history import HistoryLimits
 from .brokers.factory import (
-    HistoryLimits,
     KafkaSettings,
     Keeping,
     default_virtual_host,
     login_broker,
     make_broker,
 )
+from .calls import consume_of, publish_at_once_of, publish_of
 from .config import Config
-from .delivery import Consumer, DeliveryBudget, DeliverySink
+from .delivery import DeliveryBudget
 from .destination import Destination
 from .disconnect import SHUTDOWN
 from .errors import QueuecastError, Refused, Unavailable
+from .hostport import host_port
 from .hub.hub import Hub
 from .hub.log import LogLimits
-from .message import Properties
-from .queuespec import PLAIN, ConsumeSpec
 from .server.loop import LoopRuntime
 from .server.server import Server
 from .server.siblings import Place
@@ -46,12 +46,14 @@ from .server.throttle import Throttle
 from .sessions.acks import Acks
 from .sessions.idempotency import IdempotencyKeys
 from .sessions.returns import Returns
-from .sessions.services import PublishAtOnce, Services, SessionLimits, StompOptions
+from .sessions.services import Services, SessionLimits, StompOptions
 
 logger = logging.getLogger(__name__)
 
 # Seconds between attempts to reach the broker at start; doubled up to the second value.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
+# Seconds beyond `[server] drain` and `grace` after which a process gives up a stop that hangs.
+STOP_PATIENCE = 5.0
 # New objects after which the youngest are looked at, such looks until the middle-aged are, and
 # those until all are: after 300,000 objects, which are at most some tens of MB of what crowds of
 # clients that come and go leave behind.
@@ -142,8 +144,8 @@ class Gateway:
         self.services = Services(
             runtime,
             self.hub,
-            self._publish,
-            self._consume,
+            publish_of(self.broker),
+            consume_of(self.broker),
             self._allow,
             aliases.resolve,
             SessionLimits(
@@ -170,7 +172,7 @@ class Gateway:
             queues=self.broker,
             deliveries=self._deliveries,
             acks=Acks(config.server.node if self._place is None else self._place.name),
-            at_once=self._at_once(),
+            at_once=publish_at_once_of(self.broker),
             returns=Returns(
                 config.limits.max_redeliveries, config.max_redeliveries(), now=runtime.now
             ),
@@ -183,11 +185,9 @@ class Gateway:
             self.services, config, aliases, self._readiness, self._page(), place=self._place
         )
         # The port first: a second gateway must not touch the first one's queues.
-        host, port = await self.server.start()
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}{config.server.prefix}"
+        self.url = f"http://{host_port(*await self.server.start())}{config.server.prefix}"
         if self.server.stomp is not None:
-            host, port = self.server.stomp
-            self.stomp_url = f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
+            self.stomp_url = f"tcp://{host_port(*self.server.stomp)}"
         self._started = True
         try:
             await self._open_admin()
@@ -230,6 +230,13 @@ class Gateway:
 
         The gateway goes on answering publishes and acks, not ready, until `stop`.
         """
+        self.begin_drain()
+        if self._started and self._drained is not None:
+            # Whoever waits may be cancelled; the draining goes on.
+            await asyncio.shield(self._drained)
+
+    def begin_drain(self) -> None:
+        """Begin to `drain` in the background; nothing while the gateway is not started."""
         if not self._started:
             return
         self._draining = True
@@ -237,8 +244,7 @@ class Gateway:
             logger.info("draining: clients are told to reconnect elsewhere")
             spread = self.config.server.drain
             self._drained = asyncio.create_task(self.server.drain(SHUTDOWN, spread), name="drain")
-        # Whoever waits may be cancelled; the draining goes on.
-        await asyncio.shield(self._drained)
+            self._drained.add_done_callback(log_failure)
 
     async def stop(self, grace: float | None = None) -> None:
         """Shut down without loss: `drain`, then stop within `grace` seconds (the configuration's).
@@ -277,56 +283,10 @@ class Gateway:
             self._refusals.warning(f"refused: {error.text}; to allow it: {error.hint}")
             raise concealed(error, (destination,)) from error
 
-    async def _publish(
-        self,
-        destination: Destination,
-        body: bytes,
-        properties: Properties,
-        *,
-        mandatory: bool | None = None,
-    ) -> None:
-        try:
-            await self.broker.publish(destination, body, properties, mandatory=mandatory)
-        except QueuecastError as error:
-            raise concealed(error, (destination,)) from error
-
-    def _at_once(self) -> PublishAtOnce | None:
-        broker = self.broker
-        if not isinstance(broker, PromptBroker):
-            return None
-        publish = broker.publish_at_once
-
-        def publish_at_once(
-            destination: Destination,
-            body: bytes,
-            properties: Properties,
-            *,
-            mandatory: bool | None = None,
-        ) -> bool:
-            try:
-                return publish(destination, body, properties, mandatory=mandatory)
-            except QueuecastError as error:
-                raise concealed(error, (destination,)) from error
-
-        return publish_at_once
-
-    async def _consume(
-        self,
-        destination: Destination,
-        sink: DeliverySink,
-        *,
-        prefetch: int,
-        spec: ConsumeSpec = PLAIN,
-    ) -> Consumer:
-        try:
-            return await self.broker.consume(destination, sink, prefetch=prefetch, spec=spec)
-        except QueuecastError as error:
-            raise concealed(error, (destination,)) from error
-
     def _accounts(self) -> Accounts:
         """Return who checks STOMP logins: the broker that is behind."""
         config = self.config
-        if config.broker.url.partition(":")[0] in ("embedded", "kafka", "kafkas"):
+        if not config.broker.scheme.startswith("amqp"):
             return LocalAccounts(self.services)
 
         def make(user: str, password: str, virtual_host: str | None) -> LoginBroker:
@@ -454,3 +414,9 @@ class Gateway:
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._background.append(asyncio.create_task(work, name=name))
+
+
+def log_failure(task: asyncio.Task[None]) -> None:
+    """Log how a background task failed, if it did."""
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("%s failed", task.get_name(), exc_info=task.exception())

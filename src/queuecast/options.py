@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -45,6 +45,10 @@ def option(
     return msgspec.Meta(
         description=help, ge=ge, le=le, extra={"unit": unit, "flag": flag, "kind": kind}
     )
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of options; one Struct each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,6 @@ class Option:
             return f'"{show_size(self.default)}"'
         if self.kind == "duration":
             return f'"{show_duration(self.default)}"'
-        if isinstance(self.default, tuple):
-            return msgspec.json.encode(self.default).decode()
         return msgspec.json.encode(self.default).decode()
 
 
@@ -102,6 +104,13 @@ def options(config: type[msgspec.Struct]) -> Iterator[Option]:
         if not _is_struct(base):
             continue
         yield from fields(base, table.encode_name)
+
+
+def arrays(config: type[msgspec.Struct]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
+    """Yield name and Struct of the tables of a configuration that may stand many times."""
+    for table in msgspec.structs.fields(config):
+        if get_origin(table.type) is tuple:
+            yield table.encode_name, get_args(table.type)[0]
 
 
 def fields(struct: type[msgspec.Struct], table: str = "") -> Iterator[Option]:
@@ -129,8 +138,9 @@ def read(annotation: Any, value: Any, where: str, *, text: bool = False) -> Any:
     from it, lists are JSON or separated by commas, tables are JSON.
     """
     base, meta = _split(annotation)
+    kind = _extra(meta).get("kind", "")
     if text:
-        value = _from_text(base, _extra(meta).get("kind", ""), value, where)
+        value = _from_text(base, kind, value, where)
     if _is_struct(base):
         return read_struct(base, value, where)
     if get_origin(base) is tuple:
@@ -140,7 +150,6 @@ def read(annotation: Any, value: Any, where: str, *, text: bool = False) -> Any:
         return tuple(read(item, each, f"{where}[{i}]") for i, each in enumerate(value))
     if get_origin(base) is Literal and value not in get_args(base):
         raise ConfigError(f"{where}: {_named(value)} is unknown", f"it is {type_name(base)}")
-    kind = _extra(meta).get("kind", "")
     if kind == "size":
         value = parse_size(value, where)
     elif kind == "duration":
@@ -163,14 +172,14 @@ def read_struct(struct: type[msgspec.Struct], value: Any, where: str) -> Any:
         made[fields[key].name] = read(fields[key].type, raw, f"{where}.{key}")
     for key, field in fields.items():
         if field.required and key not in value:
-            raise ConfigError(f"{where} lacks {key!r}", f"it needs {_list(fields)}")
+            raise ConfigError(f"{where} lacks {key!r}", f"it needs {', '.join(fields)}")
     return struct(**made)
 
 
 def unknown(key: str, known: Mapping[str, Any], where: str) -> ConfigError:
     """Return the error for a key that does not exist, with the nearest that does."""
     near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {_list(known)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
     return ConfigError(f"unknown setting {key!r} in {where}", hint)
 
 
@@ -264,15 +273,10 @@ def _named(value: Any) -> str:
     return "a list" if isinstance(value, list) else repr(value)[:80]
 
 
-def _list(known: Mapping[str, Any]) -> str:
-    return ", ".join(known)
-
-
 def type_name(annotation: Any) -> str:
     """Name an option's type for the documentation."""
     base, meta = _split(annotation)
-    kind = _extra(meta).get("kind", "")
-    if kind:
+    if kind := _extra(meta).get("kind"):
         return kind
     origin = get_origin(base)
     if origin is Literal:
@@ -281,7 +285,5 @@ def type_name(annotation: Any) -> str:
         return f"list of {type_name(get_args(base)[0])}"
     if origin is dict:
         return "table"
-    if origin is Union:  # pragma: no cover - none is declared today
-        return " or ".join(type_name(each) for each in get_args(base))
     names = {str: "string", int: "integer", float: "number", bool: "boolean"}
     return names.get(base, "table")

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
-from .destination import Destination, Kind
+from .destination import Destination
 from .pattern import contains
-
-TOPIC_EXCHANGE = "amq.topic"
 
 SlowPolicy = Literal["catch-up", "conflate", "disconnect"]
 
@@ -43,12 +41,12 @@ class RetainRule:
     @property
     def exchange(self) -> str:
         """The exchange whose messages it keeps."""
-        return address(self.destination)[0]
+        return self.destination.exchange
 
     @property
     def pattern(self) -> str:
         """The binding pattern of what it keeps there."""
-        return address(self.destination)[1]
+        return self.destination.pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +61,12 @@ class SlowRule:
     policy: SlowPolicy
 
 
-def address(destination: Destination) -> tuple[str, str]:
-    """Return exchange and binding pattern of a shared destination."""
-    if destination.kind is Kind.TOPIC:
-        return TOPIC_EXCHANGE, destination.name
-    return destination.name, destination.key or ""
-
-
 def rule_for(rules: Sequence[R], destination: Destination) -> R | None:
     """Return the first rule that holds for a destination, None where there is none."""
     if not destination.is_shared:
         return None
-    exchange, pattern = address(destination)
     for rule in rules:
-        of_exchange, of_pattern = address(rule.destination)
-        if of_exchange == exchange and contains(of_pattern, pattern):
+        wide = rule.destination
+        if wide.exchange == destination.exchange and contains(wide.pattern, destination.pattern):
             return rule
     return None

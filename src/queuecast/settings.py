@@ -1,20 +1,22 @@
-"""Every setting's name, type, default, bounds and help, table by table; config.py reads them."""
+"""Every setting's name, type, default, bounds and help, table by table; config.py reads them.
+
+The tables that may stand many times are in arrays.py.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-import msgspec
-
-from .brokers.base import BindingSpec, ExchangeSpec, QueueSpec, TopicSpec
+from .auth.origins import is_loopback
 from .errors import ConfigError
-from .options import option
+from .hostport import read_host_port
+from .options import Table, option
 from .paths import StompPaths
 
-_HOST_PORT = re.compile(
-    r"(?:(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]+)):)?(?P<port>[0-9]{1,5})"
-)
+_LONGEST_NODE_OF_WORKERS = 28
 
 # It stands in a page, between quotes.
 _SCRIPT_URL = re.compile(r"(?:https?:/)?/[A-Za-z0-9._~:/?#@!$&()*+,;=%\[\]-]+")
@@ -22,20 +24,27 @@ _SCRIPT_URL = re.compile(r"(?:https?:/)?/[A-Za-z0-9._~:/?#@!$&()*+,;=%\[\]-]+")
 
 def _host_port(setting: str, text: str, host: str, example: str) -> tuple[str, int]:
     """Read [HOST:]PORT; host: where none is given. Raises ConfigError."""
-    found = _HOST_PORT.fullmatch(text)
-    if found is None or int(found["port"]) > 65535:
+    found = read_host_port(text)
+    if found is None:
         raise ConfigError(
             f"{setting}: {text!r} is not [HOST:]PORT",
             f'e.g. "{example}", "0.0.0.0:{example}", "[::1]:{example}"',
         )
-    return found["six"] or found["host"] or host, int(found["port"])
+    return found[0] or host, found[1]
 
 
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
+def _is_origin(text: str) -> bool:
+    if text == "null":
+        return True
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - raises ValueError for a bad port
+    except ValueError:
+        return False
+    return bool(parts.hostname) and "*" not in text and text == f"{parts.scheme}://{parts.netloc}"
 
 
-class ServerConfig(_Table, frozen=True, kw_only=True):
+class ServerConfig(Table, frozen=True, kw_only=True):
     """[server]"""
 
     host: Annotated[str, option("Address to listen on.", flag="--host")] = "127.0.0.1"
@@ -166,13 +175,55 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
         int, option("After what time a cut EventSource comes again.", unit="ms", ge=0)
     ] = 2000
 
-    def check_client_url(self) -> None:
-        """Raise ConfigError for a sockjs_client_url that no page could load."""
+    def check(self) -> None:
+        """Raise ConfigError for what its type alone does not forbid."""
+        if not self.host:
+            raise ConfigError("server.host is empty", 'for all addresses write "0.0.0.0" or "::"')
+        if self.prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.prefix):
+            raise ConfigError(
+                f"server.prefix: {self.prefix!r} is not a path prefix",
+                'e.g. "/push", no slash at the end',
+            )
+        if self.node and not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", self.node):
+            raise ConfigError(
+                f"server.node: {self.node!r} is not a name", "1 to 32 letters, digits, - and _"
+            )
+        if self.workers > 1 and len(self.node) > _LONGEST_NODE_OF_WORKERS:
+            raise ConfigError(
+                f"server.node: {self.node!r} is too long with workers, whose numbers follow it",
+                f"at most {_LONGEST_NODE_OF_WORKERS} characters",
+            )
+        self.stomp_address()
+        for index, origin in enumerate(self.origins):
+            if not _is_origin(origin):
+                raise ConfigError(
+                    f"server.origins[{index}]: {origin!r} is not an origin",
+                    'scheme, host and port only, e.g. "https://app.example"; "*" is never allowed',
+                )
+        for index, network in enumerate(self.trusted_proxies):
+            try:
+                ipaddress.ip_network(network, strict=False)
+            except ValueError:
+                raise ConfigError(
+                    f"server.trusted_proxies[{index}]: {network!r} is no address or network",
+                    'e.g. "10.0.0.7", "10.0.0.0/8"',
+                ) from None
         if self.sockjs_client_url and not _SCRIPT_URL.fullmatch(self.sockjs_client_url):
             raise ConfigError(
                 f"server.sockjs_client_url: {self.sockjs_client_url!r} is no script's address",
                 'e.g. "https://cdn.example/sockjs-1.6.1.min.js" or "/static/sockjs.min.js"',
             )
+
+    def reach(self) -> str:
+        """Return the setting by which others than this machine's own reach it, "" for none."""
+        stomp = self.stomp_address()
+        if not is_loopback(self.host):
+            return f'server.host = "{self.host}"'
+        if stomp is not None and not is_loopback(stomp[0]):
+            return f'server.stomp_tcp = "{self.stomp_tcp}"'
+        if self.origins:
+            return "server.origins"
+        return "server.trusted_proxies" if self.trusted_proxies else ""
 
     def stomp_paths(self) -> StompPaths:
         return StompPaths(self.stomp_path, self.sockjs_path)
@@ -184,7 +235,7 @@ class ServerConfig(_Table, frozen=True, kw_only=True):
         return _host_port("server.stomp_tcp", self.stomp_tcp, self.host, "61613")
 
 
-class AdminConfig(_Table, frozen=True, kw_only=True):
+class AdminConfig(Table, frozen=True, kw_only=True):
     """[admin]"""
 
     listen: Annotated[
@@ -203,6 +254,18 @@ class AdminConfig(_Table, frozen=True, kw_only=True):
         ),
     ] = ""
 
+    def check(self) -> None:
+        """Raise ConfigError for a token that is none, and a listener that anybody could reach."""
+        address = self.address()
+        if self.token and not re.fullmatch(r"[!-~]{8,512}", self.token):
+            raise ConfigError("admin.token is not 8 to 512 characters of ASCII without spaces")
+        if address is not None and not is_loopback(address[0]) and not self.token:
+            raise ConfigError(
+                f"admin.listen: {self.listen!r} reaches beyond loopback and there is no "
+                "admin.token",
+                "set QUEUECAST_ADMIN__TOKEN, or listen on 127.0.0.1",
+            )
+
     def address(self) -> tuple[str, int] | None:
         """Return host and port, None when it is off; raises ConfigError."""
         if not self.listen:
@@ -210,7 +273,7 @@ class AdminConfig(_Table, frozen=True, kw_only=True):
         return _host_port("admin.listen", self.listen, "127.0.0.1", "15675")
 
 
-class BrokerConfig(_Table, frozen=True, kw_only=True):
+class BrokerConfig(Table, frozen=True, kw_only=True):
     """[broker]"""
 
     url: Annotated[
@@ -266,8 +329,13 @@ class BrokerConfig(_Table, frozen=True, kw_only=True):
         float, option('How long `start = "exit"` tries first.', kind="duration")
     ] = 10.0
 
+    @property
+    def scheme(self) -> str:
+        """What the URL begins with: embedded, amqp, amqps, kafka, kafkas."""
+        return self.url.partition(":")[0]
 
-class LimitsConfig(_Table, frozen=True, kw_only=True):
+
+class LimitsConfig(Table, frozen=True, kw_only=True):
     """[limits]"""
 
     message: Annotated[int, option("Body of one message.", kind="size", ge=1)] = 1 << 20
@@ -342,8 +410,15 @@ class LimitsConfig(_Table, frozen=True, kw_only=True):
         int, option("Idempotency keys remembered; the oldest go first.", ge=1)
     ] = 100_000
 
+    def check(self) -> None:
+        """Raise ConfigError for limits that contradict each other."""
+        if self.frame < self.message:
+            raise ConfigError("limits.frame is less than limits.message", "a frame holds a message")
+        if self.lease > self.max_lease:
+            raise ConfigError("limits.lease is more than limits.max_lease")
 
-class LogConfig(_Table, frozen=True, kw_only=True):
+
+class LogConfig(Table, frozen=True, kw_only=True):
     """[log]"""
 
     messages: Annotated[int, option("Messages that a feed's log keeps.", ge=1)] = 65_536
@@ -355,130 +430,9 @@ class LogConfig(_Table, frozen=True, kw_only=True):
     ] = 60.0
 
 
-class HistoryConfig(_Table, frozen=True, kw_only=True):
+class HistoryConfig(Table, frozen=True, kw_only=True):
     """[history]"""
 
     messages: Annotated[int, option("Messages kept for each destination.", ge=0)] = 100
     age: Annotated[float, option("Age to which they are kept.", kind="duration")] = 300.0
     bytes: Annotated[int, option("Bytes of all of them together.", kind="size", ge=0)] = 64 << 20
-
-
-class ExchangeConfig(_Table, frozen=True, kw_only=True):
-    """[[exchange]]"""
-
-    name: Annotated[str, option("The exchange's name.")]
-    type: Annotated[Literal["direct", "topic", "fanout", "headers"], option("Its type.")] = "topic"
-    durable: Annotated[bool, option("Survives a restart of the broker.")] = True
-    auto_delete: Annotated[bool, option("Goes with its last binding.")] = False
-    arguments: Annotated[dict[str, Any], option("AMQP arguments, e.g. `alternate-exchange`.")] = (
-        msgspec.field(default_factory=dict)
-    )
-
-    def spec(self) -> ExchangeSpec:
-        """Return it as a broker declares it."""
-        return ExchangeSpec(self.name, self.type, self.durable, self.auto_delete, self.arguments)
-
-
-class BindingConfig(_Table, frozen=True, kw_only=True):
-    """One of a queue's bindings."""
-
-    exchange: Annotated[str, option("The exchange to bind to.")]
-    key: Annotated[str, option("Routing key or pattern.")] = ""
-    arguments: Annotated[dict[str, Any], option("What a headers exchange matches.")] = (
-        msgspec.field(default_factory=dict)
-    )
-
-
-class QueueConfig(_Table, frozen=True, kw_only=True):
-    """[[queue]]"""
-
-    name: Annotated[str, option("The queue's name.")]
-    durable: Annotated[bool, option("Survives a restart of the broker.")] = True
-    auto_delete: Annotated[bool, option("Goes with its last consumer.")] = False
-    arguments: Annotated[
-        dict[str, Any], option("AMQP arguments, e.g. `x-message-ttl` (ms), `x-max-length`.")
-    ] = msgspec.field(default_factory=dict)
-    bindings: Annotated[
-        tuple[BindingConfig, ...], option("Tables with `exchange`, `key`, `arguments`.")
-    ] = ()
-    max_redeliveries: Annotated[
-        int, option("That of `[limits]` for this queue; -1 is the same as there.", ge=-1)
-    ] = -1
-
-    def spec(self) -> QueueSpec:
-        """Return it as a broker declares it."""
-        return QueueSpec(
-            self.name,
-            self.durable,
-            auto_delete=self.auto_delete,
-            arguments=self.arguments,
-            bindings=tuple(
-                BindingSpec(each.exchange, each.key, each.arguments) for each in self.bindings
-            ),
-        )
-
-
-class TopicConfig(_Table, frozen=True, kw_only=True):
-    """[[topic]]"""
-
-    name: Annotated[str, option("The topic's name.")]
-    partitions: Annotated[int, option("How many; 0 for the cluster's default.", ge=0)] = 0
-    replication: Annotated[
-        int, option("Replicas of each; 0 for the cluster's default.", ge=0, le=32767)
-    ] = 0
-    settings: Annotated[
-        dict[str, str], option('Kafka\'s own, as text, e.g. `"retention.ms" = "86400000"`.')
-    ] = msgspec.field(default_factory=dict)
-
-    def spec(self) -> TopicSpec:
-        """Return it as a broker creates it."""
-        return TopicSpec(self.name, self.partitions, self.replication, self.settings)
-
-
-class BridgeConfig(_Table, frozen=True, kw_only=True):
-    """[[bridge]]: a queue's messages for everybody."""
-
-    source: Annotated[str, option("`/queue/NAME` or `/amq/queue/NAME` to consume.")] = (
-        msgspec.field(name="from")
-    )
-    target: Annotated[str, option("Destination to publish to, without wildcards.")] = msgspec.field(
-        name="to"
-    )
-    prefetch: Annotated[int, option("Messages in flight.", ge=1, le=65535)] = 100
-
-
-class AllowConfig(_Table, frozen=True, kw_only=True):
-    """[[allow]]"""
-
-    who: Annotated[str, option('`"anonymous"`, a STOMP login, or `"*"` for all.')] = "anonymous"
-    subscribe: Annotated[
-        tuple[str, ...], option("Destinations; words may be `*` (one) or `#` (any).")
-    ] = ()
-    publish: Annotated[tuple[str, ...], option("The same for publishing.")] = ()
-
-
-class RetainConfig(_Table, frozen=True, kw_only=True):
-    """[[retain]]"""
-
-    destination: Annotated[
-        str, option("`/topic/PATTERN` or `/exchange/NAME[/PATTERN]`; one rule holds for all in it.")
-    ]
-    age: Annotated[
-        float, option("Age to which messages are kept; 0 for any.", kind="duration", ge=0)
-    ] = 0.0
-    bytes: Annotated[
-        int, option("Bytes of all of them together; 0 for any number.", kind="size", ge=0)
-    ] = 0
-    messages: Annotated[
-        int, option("Their count; 0 for any. Only the embedded broker can count.", ge=0)
-    ] = 0
-
-
-class SlowConfig(_Table, frozen=True, kw_only=True):
-    """[[slow]]"""
-
-    destination: Annotated[str, option("`/topic/PATTERN` or `/exchange/NAME[/PATTERN]`.")]
-    policy: Annotated[
-        Literal["catch-up", "conflate", "disconnect"],
-        option("All messages later, the newest of each routing key, or the end of the connection."),
-    ] = "catch-up"

@@ -18,9 +18,9 @@ from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.destination import Destination
 from queuecast.retention import RetainRule
 from tests.conftest import RABBITS, Rabbits
-from tests.contract.sinks import DeliveryList, FeedList
 from tests.support.durable import on_disk
 from tests.support.kafka import Kafkas
+from tests.support.sinks import DeliveryList, FeedList
 
 BROKERS: list[Any] = [
     "embedded",

@@ -10,7 +10,7 @@ from queuecast.destination import Destination
 from queuecast.errors import NotFound, Unsupported
 from queuecast.message import Properties
 from tests.contract.conftest import Consume, passing
-from tests.contract.sinks import DeliveryList, until
+from tests.support.sinks import DeliveryList, until
 
 D = Destination.parse
 
@@ -293,7 +293,7 @@ class Full(DeliveryList):
         self.room = room
         self.refusals = 0
 
-    def deliver(self, delivery: Delivery) -> bool | None:  # type: ignore[override]
+    def deliver(self, delivery: Delivery) -> bool | None:
         if len(self.deliveries) >= self.room and self.consumer is not None:
             self.consumer.pause()
             self.refusals += 1

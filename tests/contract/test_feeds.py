@@ -7,7 +7,7 @@ from queuecast.destination import Destination, of_message
 from queuecast.errors import NotFound, Unsupported
 from queuecast.message import Properties
 from tests.contract.conftest import Keyed
-from tests.contract.sinks import FeedList, until
+from tests.support.sinks import FeedList, until
 
 D = Destination.parse
 

@@ -2,7 +2,7 @@
 
 from queuecast.brokers.base import Broker
 from queuecast.destination import Destination
-from tests.contract.sinks import FeedList
+from tests.support.sinks import FeedList
 
 D = Destination.parse
 

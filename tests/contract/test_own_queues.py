@@ -16,7 +16,7 @@ from queuecast.brokers.base import (
 from queuecast.destination import Destination
 from queuecast.errors import Conflict, Locked, NotFound, PublishFailed, Unavailable
 from queuecast.message import Properties
-from tests.contract.sinks import DeliveryList, until
+from tests.support.sinks import DeliveryList, until
 
 pytestmark = pytest.mark.needs("queues")
 

@@ -10,7 +10,7 @@ from queuecast.destination import Destination
 from queuecast.errors import Conflict, NotFound, PublishFailed, Unavailable, Unroutable
 from queuecast.message import Properties
 from tests.contract.conftest import Consume, passing
-from tests.contract.sinks import FeedList
+from tests.support.sinks import FeedList
 
 D = Destination.parse
 

@@ -5,7 +5,7 @@ import pytest
 from queuecast.brokers.base import Broker, ExchangeSpec, QueueSpec
 from queuecast.destination import Destination
 from queuecast.errors import BadDestination, Unroutable, Unsupported
-from tests.contract.sinks import DeliveryList, FeedList
+from tests.support.sinks import DeliveryList, FeedList
 
 D = Destination.parse
 

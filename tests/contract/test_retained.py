@@ -12,7 +12,7 @@ from queuecast.message import Message
 from queuecast.position import Mark, Start
 from queuecast.retention import RetainRule
 from tests.contract.conftest import RETAINING, retaining_broker
-from tests.contract.sinks import FeedList, until
+from tests.support.sinks import FeedList, until
 
 D = Destination.parse
 

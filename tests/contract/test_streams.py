@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from queuecast.brokers.base import BindingSpec, Broker, ConsumeSpec, Owner, QueueSpec
+from queuecast.brokers.base import BindingSpec, Broker, ConsumeSpec, Delivery, Owner, QueueSpec
 from queuecast.destination import Destination
 from queuecast.errors import BadRequest, Conflict
 from queuecast.message import Properties
 from queuecast.queuespec import Timestamp
-from tests.contract.sinks import DeliveryList
+from tests.support.sinks import DeliveryList, until
 
 D = Destination.parse
 PERSISTENT = Properties(persistent=True)
@@ -134,6 +134,32 @@ async def test_a_paused_reader_goes_on_where_it_was(broker: Broker, name: str) -
         sink.consumer.resume()
         bodies = await sink.got(9)
         assert [body[:2] for body in bodies] == [b"%02d" % number for number in range(9)]
+        await closed(sink)
+
+
+async def test_what_a_reader_has_no_room_for_comes_once_it_has(broker: Broker, name: str) -> None:
+    class Full(DeliveryList):
+        refused = 0
+
+        def deliver(self, delivery: Delivery) -> bool | None:
+            if not self.refused and delivery.message.body == b"2":
+                assert self.consumer is not None
+                self.consumer.pause()
+                self.refused += 1
+                return False
+            return super().deliver(delivery)
+
+    async with stream(broker, name) as spec:
+        sink = Full()
+        sink.consumer = await broker.consume(
+            D(f"/amq/queue/{name}"), sink, prefetch=3, spec=ConsumeSpec(spec)
+        )
+        sink.acks_at_once = True
+        for number in range(6):
+            await broker.publish(D(f"/topic/{name}"), b"%d" % number, PERSISTENT)
+        await until(lambda: sink.refused, "a refused delivery")
+        sink.consumer.resume()
+        assert await sink.got(6) == [b"%d" % number for number in range(6)]
         await closed(sink)
 
 

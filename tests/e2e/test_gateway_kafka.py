@@ -17,12 +17,11 @@ import stomp
 from queuecast.brokers.kafka import KafkaBroker
 from queuecast.destination import Destination
 from queuecast.testing import RunningGateway
-from tests.contract.sinks import FeedList
 from tests.e2e.clients import gateway, get, publish, request, sse, until
 from tests.support.confluent import Publisher, create, produce, read_all
 from tests.support.kafka import Kafka, KafkaServer
 from tests.support.servers import unique
-from tests.support.sinks import eventually
+from tests.support.sinks import FeedList, eventually
 from tests.support.streams import Enveloped, aiohttp_socket, audience
 
 # A busy machine takes a minute to start Kafka.

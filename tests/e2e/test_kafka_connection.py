@@ -22,14 +22,13 @@ from queuecast.errors import (
     Refused,
     Unavailable,
 )
-from tests.contract.sinks import DeliveryList, FeedList
 from tests.e2e.clients import gateway, get, request
 from tests.support.confluent import allow, create, produce, read_all
 from tests.support.kafka import Kafka, KafkaServer
 from tests.support.processes import free_port
 from tests.support.proxy import TcpProxy
 from tests.support.servers import unique
-from tests.support.sinks import eventually
+from tests.support.sinks import DeliveryList, FeedList, eventually
 
 # A busy machine takes a minute to start Kafka.
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]

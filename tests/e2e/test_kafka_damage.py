@@ -8,10 +8,10 @@ import pytest
 
 from queuecast.brokers.kafka import KafkaBroker
 from queuecast.destination import Destination
-from tests.contract.sinks import DeliveryList, FeedList, until
 from tests.e2e.clients import Event, gateway, sse
 from tests.support.confluent import create, produce
 from tests.support.kafka import KafkaServer
+from tests.support.sinks import DeliveryList, FeedList, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 

@@ -13,7 +13,6 @@ from queuecast.brokers.kafka import KafkaBroker
 from queuecast.destination import Destination
 from queuecast.errors import OutcomeUnknown, PublishFailed, Unavailable
 from queuecast.position import Start
-from tests.contract.sinks import FeedList, until
 from tests.e2e.clients import PATIENCE, gateway, get, request, sse
 from tests.support.confluent import (
     Numbers,
@@ -26,7 +25,7 @@ from tests.support.confluent import (
     read_all,
 )
 from tests.support.kafka import Kafka, KafkaServer
-from tests.support.sinks import eventually
+from tests.support.sinks import FeedList, eventually, until
 from tests.support.streams import audience
 
 # A busy machine takes a minute to start Kafka.

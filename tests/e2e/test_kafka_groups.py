@@ -16,12 +16,11 @@ from queuecast.brokers.kafka import KafkaBroker
 from queuecast.brokers.kafka.window import MAX_RECORDS
 from queuecast.destination import Destination
 from queuecast.errors import NotFound
-from tests.contract.sinks import DeliveryList, until
 from tests.e2e.clients import gateway
 from tests.support.confluent import committed, create, delete, produce
 from tests.support.kafka import Kafka, KafkaServer
 from tests.support.processes import Process, free_port
-from tests.support.sinks import eventually
+from tests.support.sinks import DeliveryList, eventually, until
 from tests.support.streams import Enveloped
 
 # A busy machine takes a minute to start Kafka.
@@ -155,7 +154,7 @@ async def test_no_more_than_the_window_is_fetched_beyond_the_commit(kafka: Kafka
     topic = await asyncio.to_thread(create, kafka, 1)
     await asyncio.to_thread(produce, kafka, topic, [b"%d" % n for n in range(3 * MAX_RECORDS)])
     async with node(kafka.url) as broker:
-        sink = await worker(broker, topic, prefetch=0)
+        sink = await worker(broker, topic, prefetch=4 * MAX_RECORDS)
         await until(lambda: len(sink.deliveries) > MAX_RECORDS * 0.8, "a window", 60)
         # The first is held, everything else is acked: the commit stands still, and so does this.
         hold = sink.outstanding.pop(0)

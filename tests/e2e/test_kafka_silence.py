@@ -12,9 +12,9 @@ from queuecast.brokers.kafka import KafkaBroker, records, silence
 from queuecast.destination import Destination
 from queuecast.errors import Unavailable
 from queuecast.position import Start
-from tests.contract.sinks import DeliveryList, FeedList, until
 from tests.support.confluent import create, produce
 from tests.support.kafka import Kafka
+from tests.support.sinks import DeliveryList, FeedList, until
 
 pytestmark = [pytest.mark.kafka]
 

@@ -17,7 +17,7 @@ from queuecast.brokers.rabbitmq import RabbitBroker
 from queuecast.destination import Destination
 from queuecast.errors import OutcomeUnknown, QueuecastError, Refused, Unavailable
 from queuecast.message import Properties
-from tests.support.rabbit import proxied, started, through
+from tests.support.rabbit import cuttable, proxied, started, through
 from tests.support.servers import RabbitMQ, RabbitServer, unique
 from tests.support.sinks import ListDeliveries, ListFeed, eventually
 
@@ -78,11 +78,7 @@ def assert_in_order(events: Sequence[bytes | str]) -> None:
 
 
 async def test_a_cut_connection_loses_and_repeats_nothing(rabbit: RabbitMQ) -> None:
-    async with (
-        started(rabbit.url) as other,
-        proxied(rabbit) as proxy,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit) as (broker, proxy):
         key = unique("cut")
         sink = ListFeed()
         await broker.open_feed(D(f"/topic/{key}"), sink)
@@ -104,11 +100,7 @@ async def test_a_cut_connection_loses_and_repeats_nothing(rabbit: RabbitMQ) -> N
 async def test_a_stalled_connection_is_cut_in_the_middle_of_unacked_messages(
     rabbit: RabbitMQ,
 ) -> None:
-    async with (
-        started(rabbit.url) as other,
-        proxied(rabbit) as proxy,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit) as (broker, proxy):
         key = unique("stalled")
         sink = ListFeed()
         await broker.open_feed(D(f"/topic/{key}"), sink)
@@ -129,11 +121,7 @@ async def test_a_stalled_connection_is_cut_in_the_middle_of_unacked_messages(
 async def test_equal_messages_that_cannot_be_told_apart_are_a_gap_not_a_hole(
     rabbit: RabbitMQ,
 ) -> None:
-    async with (
-        started(rabbit.url) as other,
-        proxied(rabbit) as proxy,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit) as (broker, proxy):
         key = unique("same")
         sink = ListFeed()
         await broker.open_feed(D(f"/topic/{key}"), sink)
@@ -152,11 +140,7 @@ async def test_equal_messages_that_cannot_be_told_apart_are_a_gap_not_a_hole(
 
 
 async def test_a_queue_that_expired_is_a_gap(rabbit: RabbitMQ) -> None:
-    async with (
-        started(rabbit.url) as other,
-        proxied(rabbit) as proxy,
-        started(through(proxy, rabbit.url), expires=1000) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit, expires=1000) as (broker, proxy):
         key = unique("expired")
         sink = ListFeed()
         await broker.open_feed(D(f"/topic/{key}"), sink)
@@ -179,11 +163,7 @@ async def test_without_the_right_to_a_canary_each_reconnect_is_a_gap(rabbit: Rab
     url = await asyncio.to_thread(
         lambda: rabbit.add_user(unique("nocanary"), "secret", write="^(queuecast|amq.topic$)")
     )
-    async with (
-        started(rabbit.url) as other,
-        proxied(rabbit) as proxy,
-        started(through(proxy, url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit, url=url) as (broker, proxy):
         key = unique("nocanary")
         sink = ListFeed()
         await broker.open_feed(D(f"/topic/{key}"), sink)
@@ -202,8 +182,7 @@ async def test_an_old_connection_that_the_broker_still_believes_in(
     node = unique("zombie")
     async with (
         started(rabbit.url) as other,
-        proxied(rabbit) as proxy,
-        started(through(proxy, rabbit.url), node=node, zombie_patience=1.5) as broker,
+        cuttable(rabbit, node=node, zombie_patience=1.5) as (broker, proxy),
     ):
         key = unique("zombie")
         sink = ListFeed()
@@ -243,11 +222,7 @@ async def test_an_old_connection_that_the_broker_still_believes_in(
 async def test_a_broker_killed_while_the_connection_is_cut_again_and_again(
     rabbit_own: RabbitServer,
 ) -> None:
-    async with (
-        started(rabbit_own.url) as other,
-        proxied(rabbit_own) as proxy,
-        started(through(proxy, rabbit_own.url)) as broker,
-    ):
+    async with started(rabbit_own.url) as other, cuttable(rabbit_own) as (broker, proxy):
         key = unique("mayhem")
         sink = ListFeed()
         await broker.open_feed(D(f"/topic/{key}"), sink)
@@ -313,10 +288,7 @@ async def test_a_queue_that_is_lost_while_it_is_asked_is_asked_again(
     rabbit: RabbitMQ, how: str
 ) -> None:
     node = unique("node")
-    async with (
-        proxied(rabbit) as proxy,
-        started(through(proxy, rabbit.url), node=node, patience=60.0) as broker,
-    ):
+    async with cuttable(rabbit, node=node, patience=60.0) as (broker, proxy):
         sink = ListFeed()
         reader = await broker.open_feed(D(f"/topic/{unique('lost')}"), sink)
         assert isinstance(reader, SettlingReader)
@@ -348,10 +320,7 @@ async def test_a_queue_that_is_lost_while_it_is_asked_is_asked_again(
 
 
 async def test_calls_while_away_are_bounded_and_work_after(rabbit: RabbitMQ) -> None:
-    async with (
-        proxied(rabbit) as proxy,
-        started(through(proxy, rabbit.url), patience=0.3) as broker,
-    ):
+    async with cuttable(rabbit, patience=0.3) as (broker, proxy):
         key = unique("away")
         queue = f"/queue/{key}"
         await broker.publish(D(queue), b"before")
@@ -376,11 +345,7 @@ async def test_calls_while_away_are_bounded_and_work_after(rabbit: RabbitMQ) -> 
 
 
 async def test_a_consumer_s_unacked_come_again_after_a_cut(rabbit: RabbitMQ) -> None:
-    async with (
-        proxied(rabbit) as proxy,
-        started(rabbit.url) as other,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit) as (broker, proxy):
         queue = f"/queue/{unique('again')}"
         sink = ListDeliveries()
         consumer = await broker.consume(D(queue), sink, prefetch=3)
@@ -406,11 +371,7 @@ async def test_a_consumer_s_unacked_come_again_after_a_cut(rabbit: RabbitMQ) -> 
 
 
 async def test_publishes_at_a_cut_have_a_known_or_an_unknown_outcome(rabbit: RabbitMQ) -> None:
-    async with (
-        started(rabbit.url) as other,
-        proxied(rabbit) as proxy,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit) as (broker, proxy):
         key = unique("outcome")
         sink = ListFeed()
         await other.open_feed(D(f"/topic/{key}"), sink)

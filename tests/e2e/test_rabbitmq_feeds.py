@@ -195,7 +195,7 @@ async def test_an_exchange_made_anew_as_another_type_between_two_looks(
         assert link is not None
 
         async def look() -> None:
-            while sink.failed is None:
+            while sink.error is None:
                 await broker._feeds._look(link)
                 raw.basic_publish(exchange, "a.b", b"for nobody")
                 await asyncio.sleep(0.05)
@@ -218,7 +218,7 @@ async def test_an_exchange_that_comes_back_as_another_type_ends_its_feeds(
         raw.exchange_delete(exchange)
         await asyncio.sleep(0.5)
         raw.exchange_declare(exchange, "topic")
-        await eventually(lambda: sink.failed is not None, "the failure")
+        await eventually(lambda: sink.error is not None, "the failure")
         again = ListFeed()
         await broker.open_feed(D(f"/exchange/{quote(exchange)}/*"), again)
         raw.basic_publish(exchange, "a", b"1")

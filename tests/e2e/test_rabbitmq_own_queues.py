@@ -13,7 +13,7 @@ from queuecast.destination import Destination
 from queuecast.errors import Conflict, Locked
 from queuecast.message import Properties
 from tests.support.proxy import TcpProxy
-from tests.support.rabbit import proxied, started, through
+from tests.support.rabbit import cuttable, proxied, started, through
 from tests.support.servers import RabbitMQ, unique
 from tests.support.sinks import ListDeliveries, eventually
 
@@ -37,11 +37,7 @@ def bound(name: str, *, key: str | None = None, **more: object) -> QueueSpec:
 
 
 async def test_an_exclusive_queue_is_made_anew_with_a_gap(rabbit: RabbitMQ) -> None:
-    async with (
-        proxied(rabbit) as proxy,
-        started(rabbit.url) as other,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit) as (broker, proxy):
         name, owner = unique("excl"), Owner()
         sink = ListDeliveries()
         queue = bound(name, durable=False, exclusive=True, auto_delete=True)
@@ -72,11 +68,7 @@ async def test_an_exclusive_queue_is_made_anew_with_a_gap(rabbit: RabbitMQ) -> N
 
 
 async def test_a_durable_queue_goes_on_without_a_gap(rabbit: RabbitMQ) -> None:
-    async with (
-        proxied(rabbit) as proxy,
-        started(rabbit.url) as other,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit) as (broker, proxy):
         name, owner = unique("dur"), Owner()
         sink = ListDeliveries()
         queue = bound(name, arguments={"x-expires": 60_000})
@@ -106,11 +98,7 @@ def _unacked(rabbit: RabbitMQ, name: str) -> int:
 
 
 async def test_a_queue_that_came_back_different_ends_its_consumer(rabbit: RabbitMQ) -> None:
-    async with (
-        proxied(rabbit) as proxy,
-        started(rabbit.url) as other,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit) as (broker, proxy):
         name, owner = unique("changed"), Owner()
         sink = ListDeliveries()
         queue = bound(name, arguments={"x-expires": 60_000})
@@ -126,11 +114,7 @@ async def test_a_queue_that_came_back_different_ends_its_consumer(rabbit: Rabbit
 
 
 async def test_a_stream_goes_on_behind_what_was_acked(rabbit: RabbitMQ) -> None:
-    async with (
-        proxied(rabbit) as proxy,
-        started(rabbit.url) as other,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit) as (broker, proxy):
         name, owner = unique("stream"), Owner()
         sink = ListDeliveries()
         queue = bound(name, arguments={"x-queue-type": "stream"})
@@ -158,10 +142,7 @@ async def test_a_stream_goes_on_behind_what_was_acked(rabbit: RabbitMQ) -> None:
 
 
 async def test_a_stream_without_a_place_has_a_gap(rabbit: RabbitMQ) -> None:
-    async with (
-        proxied(rabbit) as proxy,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with cuttable(rabbit) as (broker, proxy):
         name, owner = unique("stream"), Owner()
         sink = ListDeliveries()
         queue = bound(name, arguments={"x-queue-type": "stream"})
@@ -177,11 +158,7 @@ async def test_a_stream_without_a_place_has_a_gap(rabbit: RabbitMQ) -> None:
 @pytest.mark.parametrize("destination", ["/queue", "/amq/queue"])
 async def test_a_stream_that_nobody_called_one(rabbit: RabbitMQ, destination: str) -> None:
     """Read by its name alone it goes on where it was as well, after a pause and after a cut."""
-    async with (
-        proxied(rabbit) as proxy,
-        started(rabbit.url) as other,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with started(rabbit.url) as other, cuttable(rabbit) as (broker, proxy):
         name, owner = unique("stream"), Owner()
         to = D(f"/amq/queue/{name}")
         await other.declare_own(QueueSpec(name, arguments={"x-queue-type": "stream"}), owner)
@@ -239,10 +216,7 @@ async def test_a_queue_whose_messages_look_like_a_streams(rabbit: RabbitMQ) -> N
 
 async def test_what_a_lost_session_declared_is_nobody_s(rabbit: RabbitMQ) -> None:
     """Its exclusive queue went with the connection; another session may take the name."""
-    async with (
-        proxied(rabbit) as proxy,
-        started(through(proxy, rabbit.url)) as broker,
-    ):
+    async with cuttable(rabbit) as (broker, proxy):
         name, first, second = unique("name"), Owner(), Owner()
         queue = QueueSpec(name, durable=False, exclusive=True)
         await broker.declare_own(queue, first)

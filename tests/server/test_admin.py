@@ -252,6 +252,9 @@ async def test_strangers_are_refused() -> None:
         # Nothing of it on the port of the clients.
         for path in ("/metrics", "/admin", "/admin/connections", "/metrics.json"):
             assert (await get(f"{house.url}{path}"))[0] == 404
+        for wrong in ("1001", "005000", "0"):
+            status, _, _ = await get(f"{house.gateway.admin_url}/admin/connections?limit={wrong}")
+            assert status == 400, wrong
         status, _, text = await get(f"{house.gateway.admin_url}/admin/connections?limit=many")
         assert (status, json.loads(text)["code"]) == (400, "bad_request")
         status, _, text = await get(f"{house.gateway.admin_url}/nothing")

@@ -41,3 +41,15 @@ async def started(url: str, **options: object) -> AsyncIterator[RabbitBroker]:
         yield broker
     finally:
         await broker.close()
+
+
+@contextlib.asynccontextmanager
+async def cuttable(
+    rabbit: RabbitMQ, *, url: str = "", **options: object
+) -> AsyncIterator[tuple[RabbitBroker, TcpProxy]]:
+    """A started broker that is connected by way of a proxy, and the proxy. url: as another user."""
+    async with (
+        proxied(rabbit) as proxy,
+        started(through(proxy, url or rabbit.url), **options) as broker,
+    ):
+        yield broker, proxy

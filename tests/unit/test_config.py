@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from queuecast import options
+from queuecast.arrays import AllowConfig, BridgeConfig
 from queuecast.brokers.base import BindingSpec
 from queuecast.config import Config, document, from_tables, load, masked
 from queuecast.errors import ConfigError
-from queuecast.settings import AllowConfig, BridgeConfig, ServerConfig
+from queuecast.settings import ServerConfig
 
 ROOT = Path(__file__).parents[2]
 

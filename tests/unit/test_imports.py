@@ -16,7 +16,7 @@ PACKAGE = SOURCE / "queuecast"
 # The first floor: plain values that import the standard library and each other.
 FLOOR = """
     __init__ errors disconnect message delivery position pattern destination aliases runtime
-    metrics paths queuespec retention
+    metrics paths queuespec retention hostport
 """
 
 # part -> the parts it may import, besides itself and the first floor.
@@ -27,15 +27,17 @@ PARTS = {
     "auth": "",
     "sessions": "codecs hub auth",
     "options": "",
-    "settings": "brokers options",
-    "config": "auth brokers options settings",
+    "settings": "auth options",
+    "arrays": "brokers options",
+    "config": "auth arrays brokers options settings",
     "server": "codecs hub auth sessions config",
     "admin": "codecs hub auth sessions config",
     "bridge": "sessions",
     "sharing": "brokers hub",
-    "accounts": "brokers hub sessions sharing",
+    "calls": "brokers sessions",
+    "accounts": "brokers calls hub sessions sharing",
     "demo": "sessions",
-    "gateway": "codecs hub brokers auth sessions config server admin bridge accounts demo",
+    "gateway": "codecs hub brokers auth sessions config server admin bridge calls accounts demo",
     "workers": "admin config gateway server settings",
     "testing": "config gateway",
     "commands": "codecs config options gateway workers",
@@ -51,7 +53,7 @@ LIBRARIES = {
     "multidict": "server admin gateway testing commands cli",
     "yarl": "server admin gateway testing commands cli",
     "httptools": "codecs server",
-    "msgspec": "codecs auth sessions options settings config server admin gateway workers testing"
+    "msgspec": "codecs auth sessions options arrays config server admin gateway workers testing"
     " commands cli",
     "uvloop": "gateway testing commands cli",
     "jwt": "auth",

@@ -24,7 +24,9 @@ from aiohttp import web
 from ..auth.origins import OriginCheck
 from ..codecs.http1 import error_body
 from ..errors import BadRequest, ConfigError, QueuecastError, Refused
+from ..hostport import host_port
 from ..metrics import CONTENT_TYPE, render
+from .listing import MOST_ROWS
 from .page import page
 from .view import View
 
@@ -70,8 +72,7 @@ class Admin:
                 "choose another port, or 0 for a free one",
             ) from None
         self._servers.append(server)
-        port = int(server.sockets[0].getsockname()[1])
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"http://{host_port(host, server.sockets[0].getsockname()[1])}"
 
     async def listen_unix(self, path: Path) -> None:
         """Listen on a socket in a directory that only our own processes reach; raises OSError.
@@ -199,8 +200,9 @@ def _limit(values: list[str]) -> int:
     if not values:
         return ROWS
     text = values[0]
-    if len(values) > 1 or not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= 1000):
-        raise BadRequest(f"limit={text[:32]!r} is not a count", "give 1 to 1000")
+    is_number = text.isascii() and text.isdigit() and len(text) < 10
+    if len(values) > 1 or not is_number or not 1 <= int(text) <= MOST_ROWS:
+        raise BadRequest(f"limit={text[:32]!r} is not a count", f"give 1 to {MOST_ROWS}")
     return int(text)
 
 

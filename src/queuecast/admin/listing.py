@@ -21,18 +21,18 @@ from .view import Row
 # Connections that are looked at before the loop has its turn: everybody's messages wait meanwhile.
 _A_TURN = 500
 # Lines of a list; a client that asks for more gets these.
-MOST = 1000
+MOST_ROWS = 1000
 
 Either = Subscription | WorkSubscription
 
 
 async def furthest_behind(people: Iterator[Present], count: int) -> list[Row]:
-    """Return the worst, at most `count` and MOST of them, each as a row.
+    """Return the worst, at most `count` and MOST_ROWS of them, each as a row.
 
     Keys: id, user, address, transport, destination, state, lag (messages), lag_bytes, unsent
     (bytes); of queues also unacked.
     """
-    count = min(count, MOST)
+    count = min(count, MOST_ROWS)
     worst: list[tuple[tuple[int, int], int, Present, Either]] = []
     number = numbers()
     for index, present in enumerate(people, 1):

@@ -28,14 +28,12 @@ from ..message import NO_PROPERTIES, Message, Properties
 from ..metrics import Family
 from ..position import Mark, Start
 from ..queuespec import PLAIN, BindingSpec, ConsumeSpec, Owner, QueueSpec
-from ..retention import TOPIC_EXCHANGE
 
 __all__ = [
     "DEFAULT_PREFETCH",
     "EXCHANGE_TYPES",
     "PLAIN",
     "PREDECLARED",
-    "TOPIC_EXCHANGE",
     "BindingSpec",
     "Broker",
     "ConsumeSpec",

@@ -15,6 +15,7 @@ from ..delivery import DeliveryBudget
 from ..errors import ConfigError
 from ..retention import RetainRule
 from .base import Broker, TopicSpec
+from .embedded.history import DEFAULT_LIMITS, HistoryLimits
 
 if TYPE_CHECKING:
     from .embedded.keeper import Keeper
@@ -35,15 +36,6 @@ class Keeping:
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryLimits:
-    """The embedded broker's memory of what was published: per key, age in seconds, in all."""
-
-    messages: int = 100
-    age: float = 300.0
-    bytes: int = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
 class KafkaSettings:
     """What only Kafka has: the prefix of consumer groups, and topics to create."""
 
@@ -55,7 +47,7 @@ def make_broker(
     url: str,
     *,
     cafile: str = "",
-    history: HistoryLimits | None = None,
+    history: HistoryLimits = DEFAULT_LIMITS,
     deliveries: DeliveryBudget | None = None,
     keeping: Keeping | None = None,
     kafka: KafkaSettings | None = None,
@@ -71,13 +63,10 @@ def make_broker(
     if scheme == "embedded":
         from .embedded.broker import EmbeddedBroker
 
-        limits = history or HistoryLimits()
         return EmbeddedBroker(
             keeper=_keeper(keeping) if keeping.directory else None,
             retain=keeping.rules,
-            history_messages=limits.messages,
-            history_age=limits.age,
-            history_bytes=limits.bytes,
+            history=history,
         )
     if scheme in ("amqp", "amqps"):
         if find_spec("pika") is None:

@@ -12,7 +12,7 @@ from call to call as long as no binding changes.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import BadRequest
@@ -58,6 +58,16 @@ def new_index(exchange_type: str) -> Index[T]:
     if exchange_type == "headers":
         return HeadersIndex()
     raise ValueError(f"no exchange type {exchange_type!r}")
+
+
+def matcher(exchange_type: str, pattern: str) -> Callable[[str], bool]:
+    """Return what tells whether a routing key matches one binding; raises ValueError.
+
+    It is the index that routes, with this binding alone in it.
+    """
+    index: Index[bool] = new_index(exchange_type)
+    index.add(pattern, True)
+    return lambda routing_key: bool(index.match(routing_key))
 
 
 def frozen(value: Any) -> Hashable:

@@ -10,19 +10,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import __version__, options
 from ..config import Config, load
 from .failure import Failure, complain
 from .pidfile import PidFile
 
-if TYPE_CHECKING:
-    from ..gateway import Gateway
-
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-# Seconds beyond the configured drain and grace after which a shutdown that hangs is given up.
-_PATIENCE = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +62,14 @@ def flags_of(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 async def _serve(config: Config, file: PidFile | None) -> int:
-    from ..gateway import Gateway
+    from ..gateway import STOP_PATIENCE, Gateway
 
     gateway = Gateway(config)
     asked = asyncio.Event()
     on_signals(asked)
-    _on_drain(gateway)
+    number = getattr(signal, "SIGUSR1", None)
+    if number is not None:  # Windows has none
+        asyncio.get_running_loop().add_signal_handler(number, gateway.begin_drain)
     stopping = asyncio.create_task(asked.wait())
     starting = asyncio.create_task(gateway.start())
     try:
@@ -102,7 +99,7 @@ async def _serve(config: Config, file: PidFile | None) -> int:
         logger.info("stopping")
     finally:
         stopping.cancel()
-    limit = config.server.drain + config.server.grace + _PATIENCE
+    limit = config.server.drain + config.server.grace + STOP_PATIENCE
     try:
         await asyncio.wait_for(gateway.stop(), limit)
     except TimeoutError:
@@ -132,27 +129,6 @@ def on_signals(asked: asyncio.Event, at_once: Callable[[], object] = lambda: Non
             loop.add_signal_handler(number, stop, number)
         except NotImplementedError:  # Windows
             signal.signal(number, from_handler)
-
-
-def _on_drain(gateway: Gateway) -> None:
-    """Drain at SIGUSR1 (`queuecast drain`) without stopping."""
-    number = getattr(signal, "SIGUSR1", None)
-    if number is None:  # Windows
-        return
-    loop = asyncio.get_running_loop()
-    draining: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references
-
-    def drain() -> None:
-        task = loop.create_task(gateway.drain())
-        draining.add(task)
-        task.add_done_callback(drained)
-
-    def drained(task: asyncio.Task[None]) -> None:
-        draining.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("draining failed", exc_info=task.exception())
-
-    loop.add_signal_handler(number, drain)
 
 
 def why_not(error: OSError, config: Config) -> str:

@@ -15,16 +15,13 @@ from pathlib import Path
 import msgspec
 
 from ..errors import ConfigError, QueuecastError
-from ..gateway import Gateway, collect_rarely, fastest_loop
+from ..gateway import STOP_PATIENCE, Gateway, collect_rarely, fastest_loop, log_failure
 from ..server.siblings import Place
 from .words import DRAIN, STOP, Failed, Hello, Report, Said
 
 logger = logging.getLogger(__name__)
 
 Say = Callable[[Said], None]
-
-# Seconds beyond drain and grace after which a stop that hangs is given up.
-PATIENCE = 5.0
 
 
 def main() -> int:
@@ -74,7 +71,6 @@ class _Child:
         )
         self._asked = asyncio.Event()
         self._orphaned = False
-        self._draining: set[asyncio.Task[None]] = set()
 
     async def run(self, say: Say) -> int | Failed:
         """Serve until asked to stop."""
@@ -83,7 +79,7 @@ class _Child:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked.set)
-        loop.add_signal_handler(signal.SIGUSR1, self._drain, gateway)
+        loop.add_signal_handler(signal.SIGUSR1, gateway.begin_drain)
         stopping = asyncio.create_task(self._asked.wait())
         starting = asyncio.create_task(gateway.start())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -95,8 +91,7 @@ class _Child:
             await starting
         except QueuecastError as error:
             stopping.cancel()
-            text = f"{error.text}: {error.hint}" if error.hint else error.text
-            return Failed(" ".join(text.split()), 2 if isinstance(error, ConfigError) else 1)
+            return Failed(error.line(), 2 if isinstance(error, ConfigError) else 1)
         except OSError as error:
             stopping.cancel()
             return Failed(f"cannot listen: {error.strerror or error}", 1)
@@ -106,7 +101,7 @@ class _Child:
             )
         )
         if self._hello.draining:
-            self._drain(gateway)
+            gateway.begin_drain()
         await stopping
         code = await self._stop(gateway)
         if self._orphaned:
@@ -115,7 +110,7 @@ class _Child:
 
     async def _stop(self, gateway: Gateway) -> int:
         server = self._hello.config.server
-        limit = server.drain + server.grace + PATIENCE
+        limit = server.drain + server.grace + STOP_PATIENCE
         try:
             await asyncio.wait_for(gateway.stop(), limit)
         except TimeoutError:
@@ -132,7 +127,7 @@ class _Child:
         async def listen() -> None:
             while line := await reader.readline():
                 if line.strip() == DRAIN:
-                    self._drain(gateway)
+                    gateway.begin_drain()
                 elif line.strip() == STOP:
                     break
             else:
@@ -140,19 +135,9 @@ class _Child:
                 self._orphaned = True
             self._asked.set()
 
-        self._keep(asyncio.create_task(listen(), name="listen to the parent"))
-
-    def _drain(self, gateway: Gateway) -> None:
-        self._keep(asyncio.create_task(gateway.drain(), name="drain"))
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._draining.add(task)  # asyncio keeps only weak references
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._draining.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("%s failed", task.get_name(), exc_info=task.exception())
+        # asyncio keeps only weak references.
+        self._listening = asyncio.create_task(listen(), name="listen to the parent")
+        self._listening.add_done_callback(log_failure)
 
     def _tidy(self) -> None:
         """Remove what the parent cannot remove any more; the last worker has the directory."""

@@ -18,9 +18,10 @@ import msgspec
 from ..admin.api import Admin
 from ..config import Config
 from ..errors import ConfigError
+from ..gateway import STOP_PATIENCE
+from ..hostport import host_port
 from ..server.siblings import Place
 from ..settings import AdminConfig
-from .child import PATIENCE
 from .reservation import Reservation
 from .view import WorkersView
 from .words import DRAIN, STOP, Hello, Report
@@ -140,7 +141,7 @@ class Supervisor:
             worker.tell(STOP)
         server = self.config.server
         # Each has its own limit, which is shorter.
-        limit = server.drain + server.grace + 2 * PATIENCE
+        limit = server.drain + server.grace + 2 * STOP_PATIENCE
         orderly = True
         try:
             async with asyncio.timeout(limit):
@@ -186,8 +187,8 @@ class Supervisor:
         stomp = self._ports.get("stomp")
         address = server.stomp_address()
         if stomp is not None and address is not None:
-            host = f"[{address[0]}]" if ":" in address[0] else address[0]
-            server = msgspec.structs.replace(server, stomp_tcp=f"{host}:{stomp.port}")
+            taken = host_port(address[0], stomp.port)
+            server = msgspec.structs.replace(server, stomp_tcp=taken)
         return Hello(
             msgspec.structs.replace(self.config, server=server, admin=AdminConfig()),
             self._log_level,

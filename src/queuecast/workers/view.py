@@ -10,7 +10,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from ..admin.listing import MOST
+from ..admin.listing import MOST_ROWS
 from ..admin.process import process_families
 from ..admin.view import Readiness, Row
 from ..metrics import Family, Sample, by_label, merged
@@ -81,7 +81,7 @@ class WorkersView:
 
     async def connections(self, count: int) -> list[Row]:
         """See View: each row has its worker."""
-        count = min(count, MOST)
+        count = min(count, MOST_ROWS)
         answers = await self._ask(f"/admin/connections?limit={count}", dict[str, list[Row]])
         rows = [
             {"worker": number, **row}

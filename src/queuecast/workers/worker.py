@@ -25,12 +25,11 @@ class WorkerFailed(Exception):
 
 
 class Worker:
-    """A process. said: its report, once it serves."""
+    """A process. number: which of the workers it is; pid: as the system has it."""
 
     def __init__(self, hello: Hello, process: asyncio.subprocess.Process) -> None:
         self.number = hello.number
         self.pid = process.pid
-        self.report: Report | None = None
         self._process = process
         self._reading = asyncio.create_task(self._read(), name=f"worker {self.number}")
 
@@ -91,12 +90,9 @@ class Worker:
         assert stdout is not None
         try:
             line = await stdout.readline()
-            said = msgspec.json.decode(line, type=Said) if line else None
+            return msgspec.json.decode(line, type=Said) if line else None
         except (ValueError, msgspec.DecodeError):
             return None
-        if isinstance(said, Report):
-            self.report = said
-        return said
 
 
 def _environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Durable brokers that are started again, after a close and after a kill."""
+"""A clock for embedded brokers; durable ones that are started again, closed and killed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import pytest
 
 from queuecast.brokers.embedded.broker import EmbeddedBroker
 from tests.support.durable import Restart, closing, killing, on_disk
+from tests.unit.brokers.hand_clock import HandClock
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
 
 
 @pytest.fixture

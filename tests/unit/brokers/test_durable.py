@@ -16,8 +16,8 @@ from queuecast.brokers.embedded.store_codec import decode_properties, encode_pro
 from queuecast.destination import Destination
 from queuecast.errors import BadRequest, Conflict, PublishFailed, Unavailable
 from queuecast.message import Properties
-from tests.contract.sinks import DeliveryList, FeedList, until
 from tests.support.durable import Restart, closing, killing, on_disk, writer_of
+from tests.support.sinks import DeliveryList, FeedList, until
 
 D = Destination.parse
 Q = D("/queue/q")

@@ -17,8 +17,8 @@ from queuecast.brokers.base import BindingSpec, QueueSpec
 from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.destination import Destination
 from queuecast.message import Properties
-from tests.contract.sinks import DeliveryList
 from tests.support.durable import image, on_disk, quiet
+from tests.support.sinks import DeliveryList
 
 Q = Destination.parse("/amq/queue/q")
 DEAD = Destination.parse("/amq/queue/dead")

@@ -14,8 +14,8 @@ from queuecast.brokers.embedded.store_batch import Batch
 from queuecast.destination import Destination
 from queuecast.errors import NotFound, Unavailable
 from queuecast.message import Properties
-from tests.contract.sinks import DeliveryList, until
 from tests.support.durable import Restart, closing, writer_of
+from tests.support.sinks import DeliveryList, until
 
 D = Destination.parse
 PERSISTENT = Properties(persistent=True)
@@ -214,7 +214,7 @@ async def test_a_delivery_that_was_not_taken_does_not_count(
     await first.consumer.close()
 
     class Refusing(DeliveryList):
-        def deliver(self, delivery: Any) -> bool:  # type: ignore[override]
+        def deliver(self, delivery: Any) -> bool:
             self.deliveries.append(delivery)
             assert self.consumer is not None
             self.consumer.pause()

@@ -13,8 +13,8 @@ from queuecast.destination import Destination
 from queuecast.errors import Unavailable
 from queuecast.message import Message, Properties
 from queuecast.queuespec import Timestamp
-from tests.contract.sinks import DeliveryList, until
 from tests.support.durable import Restart, writer_of
+from tests.support.sinks import DeliveryList, until
 
 D = Destination.parse
 WHERE = D("/topic/s")

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from queuecast.brokers.embedded.broker import EmbeddedBroker
-from queuecast.brokers.embedded.history import History
+from queuecast.brokers.embedded.history import History, HistoryLimits
 from queuecast.destination import Destination
 from queuecast.message import Message
 from queuecast.pattern import contains
-from tests.contract.sinks import FeedList
+from tests.support.sinks import FeedList
 from tests.unit.brokers.hand_clock import HandClock
 
 
@@ -28,7 +28,7 @@ def offsets(messages: list[Message]) -> list[int]:
 
 def test_age_on_reading_and_on_adding() -> None:
     clock = HandClock()
-    history = History(clock.now, age=300)
+    history = History(clock.now, HistoryLimits(age=300))
     add(history, 1, "a")
     clock.turn(200)
     add(history, 2, "a")
@@ -45,7 +45,7 @@ def test_age_on_reading_and_on_adding() -> None:
 
 
 def test_the_key_that_is_silent_longest_goes_first() -> None:
-    history = History(HandClock().now, max_bytes=30_000)
+    history = History(HandClock().now, HistoryLimits(bytes=30_000))
     add(history, 1, "a", 8000)
     add(history, 2, "b", 8000)
     add(history, 3, "a", 8000)
@@ -58,7 +58,7 @@ def test_the_key_that_is_silent_longest_goes_first() -> None:
 
 
 def test_a_message_larger_than_all_history() -> None:
-    history = History(HandClock().now, max_bytes=10_000)
+    history = History(HandClock().now, HistoryLimits(bytes=10_000))
     add(history, 1, "a")
     add(history, 2, "b")
     add(history, 3, "a", 20_000)
@@ -67,7 +67,7 @@ def test_a_message_larger_than_all_history() -> None:
 
 
 def test_many_keys_are_bounded_and_only_the_floor_forgets_which() -> None:
-    history = History(HandClock().now, max_bytes=20_000, watermarks=50)
+    history = History(HandClock().now, HistoryLimits(bytes=20_000), watermarks=50)
     for number in range(1, 1001):
         add(history, number, f"key.{number}")
     assert history.bytes <= 20_000
@@ -107,9 +107,7 @@ def test_what_lies_after_the_watermark_is_complete(
     steps: list[tuple[str, int] | int], messages: int, watermarks: int
 ) -> None:
     clock = HandClock()
-    history = History(
-        clock.now, messages=messages, age=300, max_bytes=12_000, watermarks=watermarks
-    )
+    history = History(clock.now, HistoryLimits(messages, 300, 12_000), watermarks=watermarks)
     published: list[tuple[int, str]] = []
     for step in steps:
         if isinstance(step, int):
@@ -154,7 +152,7 @@ async def test_feeds_of_every_exchange_type_find_their_backlog() -> None:
 
 def test_within_what_time_nothing_is_missing() -> None:
     clock = HandClock()
-    history = History(clock.now, age=300, messages=2)
+    history = History(clock.now, HistoryLimits(2, 300))
 
     def complete(key: str | None) -> float:
         history.read("e", key, all_keys)

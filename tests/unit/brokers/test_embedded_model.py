@@ -12,7 +12,7 @@ from queuecast.brokers.base import QueueSpec
 from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.brokers.embedded.counts import QueueCounts
 from queuecast.destination import Destination
-from tests.contract.sinks import DeliveryList
+from tests.support.sinks import DeliveryList
 from tests.unit.brokers.hand_clock import HandClock
 
 Q = Destination.parse("/amq/queue/q")

@@ -8,28 +8,16 @@ import pytest
 
 from queuecast.brokers.base import ConsumeSpec, Owner, QueueSpec
 from queuecast.brokers.embedded.broker import EmbeddedBroker
-from queuecast.destination import Destination
 from queuecast.errors import NotFound
-from tests.contract.sinks import DeliveryList
+from tests.support.sinks import DeliveryList
+from tests.unit.brokers.embedded_rig import D, Q, running
 from tests.unit.brokers.hand_clock import HandClock
-
-D = Destination.parse
-Q = D("/queue/q")
-
-
-@pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
 
 
 @pytest.fixture
 async def broker(clock: HandClock) -> AsyncIterator[EmbeddedBroker]:
-    made = EmbeddedBroker(clock)
-    await made.start()
-    yield made
-    await made.close()
-    assert made.counts().queue_bytes == 0
-    assert clock.waiting == 0
+    async with running(clock) as made:
+        yield made
 
 
 async def consume(

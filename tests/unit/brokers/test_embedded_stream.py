@@ -14,7 +14,7 @@ from queuecast.delivery import Delivery
 from queuecast.errors import BadRequest, NotFound
 from queuecast.message import Message, Properties
 from queuecast.queuespec import QueueSpec, Timestamp
-from tests.contract.sinks import DeliveryList
+from tests.support.sinks import DeliveryList
 from tests.unit.brokers.hand_clock import HandClock
 
 KIND = {"x-queue-type": "stream"}

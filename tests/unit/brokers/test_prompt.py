@@ -17,7 +17,7 @@ from queuecast.errors import (
     Unsupported,
 )
 from queuecast.message import Properties
-from tests.contract.sinks import FeedList
+from tests.support.sinks import FeedList
 
 D = Destination.parse
 

@@ -136,7 +136,7 @@ async def test_what_is_wrong_at_the_start_ends_all(made: list[FakeWorker]) -> No
 async def test_a_worker_that_hangs_is_killed_in_the_end(
     made: list[FakeWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "PATIENCE", 0.05)
+    monkeypatch.setattr(supervisor, "STOP_PATIENCE", 0.05)
     server = {"port": 0, "workers": 2, "drain": 0, "grace": 0}
     parent = Supervisor(from_tables({**CONFIG, "server": server}))
     await parent.start()

@@ -31,7 +31,6 @@ from ...retention import RetainRule, rule_for
 from ..base import (
     DEFAULT_PREFETCH,
     PLAIN,
-    TOPIC_EXCHANGE,
     Consumer,
     ConsumeSpec,
     DeliverySink,
@@ -41,20 +40,18 @@ from ..base import (
     QueueSpec,
 )
 from ..owners import Owners
-from . import history
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
 from .consumer import QueueConsumer
 from .counts import Counts, QueueCounts, embedded_families
-from .exchange import Exchange
 from .feed import Feed
-from .history import History
+from .history import DEFAULT_LIMITS, History, HistoryLimits
 from .memory import Memory
 from .queue import Queue
-from .retained import RetainedFeed, new_filter
+from .retained import Filter, RetainedFeed, new_filter
 from .routing import Routed, Router
 from .stream import Stream, StreamConsumer
-from .topology import AnyQueue, Target, Topology, hint_exchange, hint_queue
+from .topology import AnyQueue, Topology, hint_exchange, hint_queue
 from .turn import Turn
 
 if TYPE_CHECKING:
@@ -75,8 +72,7 @@ class EmbeddedBroker:
 
     retain: what is kept whether or not anyone is subscribed; the keeper's store has equal rules.
     max_bytes: for the messages of all queues; a publish beyond it is PublishFailed.
-    history_messages (per routing key), history_age (seconds), history_bytes (in all): what a
-    feed finds when it opens late.
+    history: what a feed finds when it opens late.
     """
 
     def __init__(
@@ -87,21 +83,14 @@ class EmbeddedBroker:
         retain: Sequence[RetainRule] = (),
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_queues: int = DEFAULT_MAX_QUEUES,
-        history_messages: int = history.DEFAULT_MESSAGES,
-        history_age: float = history.DEFAULT_AGE,
-        history_bytes: int = history.DEFAULT_BYTES,
+        history: HistoryLimits = DEFAULT_LIMITS,
     ) -> None:
         self.name = f"embedded ({'memory' if keeper is None else keeper.directory})"
         self.epoch = new_epoch()
         self._clock: Clock = LoopClock() if clock is None else clock
         self._turn = Turn(self._clock)
         self._memory = Memory(max_bytes)
-        self._history = History(
-            self._clock.now,
-            messages=history_messages,
-            age=history_age,
-            max_bytes=history_bytes,
-        )
+        self._history = History(self._clock.now, history)
         self._topology = Topology(self._make_queue, max_queues, self._on_exchange_gone)
         self._owners = Owners()
         self._retain = retain
@@ -322,13 +311,9 @@ class EmbeddedBroker:
 
     def _address(self, destination: Destination) -> tuple[str, str]:
         """Return the exchange and routing key (or pattern) of a destination."""
-        if destination.kind is Kind.TOPIC:
-            return TOPIC_EXCHANGE, destination.name
-        if destination.kind is Kind.EXCHANGE:
-            return destination.name, destination.pattern
         if destination.kind is Kind.TEMP_QUEUE:
             raise Unsupported(f"{destination} is a name of one session, not of the broker")
-        return "", destination.name
+        return destination.exchange, destination.pattern
 
     # Reading
 
@@ -340,12 +325,11 @@ class EmbeddedBroker:
         source = self._topology.exchange(name)
         if name == "":
             raise Refused("no feed on the default exchange")
-        feed = self._make_feed(destination, source, key, sink)
-
         only = new_filter(source.spec.type, key)
+        feed = self._make_feed(destination, only, sink)
 
         def join() -> None:
-            watermark, backlog = self._backlog(source, key)
+            watermark, backlog = self._history.read(name, *only)
             if isinstance(feed, RetainedFeed):
                 # What was evicted between is there: history has no holes.
                 backlog = [message for message in backlog if (message.offset or 0) > watermark]
@@ -353,7 +337,7 @@ class EmbeddedBroker:
                 (Mark(self.epoch, watermark),),
                 backlog,
                 history=True,
-                complete=self._history.complete(source.name, only.key, only.matches),
+                complete=self._history.complete(name, *only),
             )
             source.index.add(key, feed)
             self._feeds[feed] = None
@@ -362,27 +346,21 @@ class EmbeddedBroker:
         self._turn.first(join)
         return feed
 
-    def _make_feed(
-        self, destination: Destination, source: Exchange[Target], key: str, sink: FeedSink
-    ) -> Feed:
+    def _make_feed(self, destination: Destination, only: Filter, sink: FeedSink) -> Feed:
+        name, key = destination.exchange, destination.pattern
         rule = rule_for(self._retain, destination)
         if rule is None:
-            return Feed(source.name, key, sink, lambda: self._router.handed, self._on_feed_closed)
-        number = self._retain.index(rule)
+            return Feed(name, key, sink, lambda: self._router.handed, self._on_feed_closed)
         return RetainedFeed(
-            source.name,
+            name,
             key,
             sink,
             lambda: self._router.handed,
             self._on_feed_closed,
             epoch=self.epoch,
-            log=self._router.log(number),
-            only=new_filter(source.spec.type, key),
+            log=self._router.log(self._retain.index(rule)),
+            only=only,
         )
-
-    def _backlog(self, source: Exchange[Target], key: str) -> tuple[int, list[Message]]:
-        only = new_filter(source.spec.type, key)
-        return self._history.read(source.name, only.key, only.matches)
 
     def _on_feed_closed(self, feed: Feed) -> None:
         self._feeds.pop(feed, None)

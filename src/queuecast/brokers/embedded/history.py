@@ -9,18 +9,30 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from ...message import Message
 from .memory import OVERHEAD, weight
-
-DEFAULT_MESSAGES = 100
-DEFAULT_AGE = 300.0
-DEFAULT_BYTES = 64 << 20
 
 # Keys whose last evicted offset is known exactly. A publisher with ever new keys must not grow
 # memory: the oldest are merged into their exchange's floor, which may tell of a gap too many but
 # never of one too few.
 WATERMARKS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLimits:
+    """How much is kept: messages per key, age in seconds, bytes for all keys.
+
+    Beyond the bytes the key that has been silent longest goes.
+    """
+
+    messages: int = 100
+    age: float = 300.0
+    bytes: int = 64 << 20
+
+
+DEFAULT_LIMITS = HistoryLimits()
 
 
 class _Log:
@@ -34,25 +46,17 @@ class _Log:
 
 
 class History:
-    """The last messages of all exchanges.
-
-    messages: per key. age: seconds. max_bytes: for all keys; beyond it the key that has been
-    silent longest goes. bytes: what it takes now.
-    """
+    """The last messages of all exchanges. bytes: what they take now."""
 
     def __init__(
         self,
         now: Callable[[], float],
+        limits: HistoryLimits = DEFAULT_LIMITS,
         *,
-        messages: int = DEFAULT_MESSAGES,
-        age: float = DEFAULT_AGE,
-        max_bytes: int = DEFAULT_BYTES,
         watermarks: int = WATERMARKS,
     ) -> None:
         self._now = now
-        self._messages = messages
-        self._age = age
-        self._max_bytes = max_bytes
+        self._limits = limits
         self._max_watermarks = watermarks
         self.bytes = 0
         # Until then nobody knows what came before.
@@ -75,7 +79,7 @@ class History:
         """Keep a message (its offset is set) that was published to an exchange."""
         now = self._now()
         size = weight(message)
-        if size + OVERHEAD > self._max_bytes or not self._messages:
+        if size + OVERHEAD > self._limits.bytes or not self._limits.messages:
             # What cannot be kept is evicted at once, and so is all before it.
             self._evict_log(exchange, message.routing_key)
             self._mark(exchange, message.routing_key, message.offset or 0, now)
@@ -91,7 +95,7 @@ class History:
         log.entries.append((now, size, message))
         log.weight += size
         self.bytes += size
-        if len(log.entries) > self._messages:
+        if len(log.entries) > self._limits.messages:
             self._evict_oldest(exchange, message.routing_key, log)
         self._trim(exchange, message.routing_key, log, now)
         self._sweep(now)
@@ -146,7 +150,7 @@ class History:
         return max(floor, max(marks, default=floor))
 
     def _trim(self, exchange: str, key: str, log: _Log, now: float) -> None:
-        while log.entries and log.entries[0][0] <= now - self._age:
+        while log.entries and log.entries[0][0] <= now - self._limits.age:
             self._evict_oldest(exchange, key, log)
         if not log.entries:
             self._evict_log(exchange, key)
@@ -155,7 +159,7 @@ class History:
         while self._recent:
             exchange, key = next(iter(self._recent))
             log = self._recent[exchange, key]
-            if self.bytes <= self._max_bytes and log.entries[-1][0] > now - self._age:
+            if self.bytes <= self._limits.bytes and log.entries[-1][0] > now - self._limits.age:
                 return
             self._evict_log(exchange, key)
 

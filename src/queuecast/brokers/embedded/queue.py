@@ -68,7 +68,7 @@ class Queue:
         self._takers: dict[QueueConsumer, None] = {}  # those that may take now, next one first
         self._had_consumer = False
         self._ranked = False  # whether any consumer ever had a priority of its own
-        self._gone = False
+        self.is_gone = False  # deleted
         self._queued = False
         self._timer: Timer | None = None
         self._timer_at = 0.0
@@ -156,11 +156,6 @@ class Queue:
             return True
         used = self._ready_bytes + self.pending_bytes
         return size is not None and used + len(message.body) > size
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether it was deleted."""
-        return self._gone
 
     def expects_one(self) -> bool:
         """Tell whether one message more would be delivered at once."""
@@ -250,7 +245,7 @@ class Queue:
         if self._unused_timer is not None:
             self._unused_timer.cancel()
             self._unused_timer = None
-        if self.arguments.expires is None or self._consumers or self._gone:
+        if self.arguments.expires is None or self._consumers or self.is_gone:
             return
         self._unused_timer = self._clock.call_later(
             self.arguments.expires, self._turn.do, self._unused
@@ -266,7 +261,7 @@ class Queue:
 
     def delete(self, error: QueuecastError) -> None:
         """Drop everything and cancel the consumers with an error."""
-        self._gone = True
+        self.is_gone = True
         for timer in (self._timer, self._unused_timer):
             if timer is not None:
                 timer.cancel()
@@ -282,21 +277,21 @@ class Queue:
         self.ready = self.unacked = self._ready_bytes = 0
 
     def _unused(self) -> None:
-        if not self._consumers and not self._gone:
+        if not self._consumers and not self.is_gone:
             self._on_unused(self)
 
     # Work
 
     def wake(self) -> None:
         """Do soon what can be done: deliver, expire, enforce the limits."""
-        if self._queued or self._gone:
+        if self._queued or self.is_gone:
             return
         self._queued = True
         self._turn.do(self._work)
 
     def _work(self) -> None:
         self._queued = False
-        if self._gone:
+        if self.is_gone:
             return
         now = self._clock.now()
         if self._deliver(now):

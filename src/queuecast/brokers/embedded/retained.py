@@ -17,7 +17,7 @@ from ...pattern import is_pattern
 from ...position import Mark, Start
 from ...retention import RetainRule
 from ..base import FeedSink, Page
-from ..matching import Index, TopicIndex, new_index
+from ..matching import TopicIndex, matcher
 from .feed import Feed
 from .memory import weight
 
@@ -32,10 +32,7 @@ class Filter(NamedTuple):
 def new_filter(exchange_type: str, key: str) -> Filter:
     """Return the filter of a feed that binds with a key to an exchange of a type."""
     literal = exchange_type == "direct" or (exchange_type == "topic" and not is_pattern(key))
-    # The same index that routes, with this one binding in it, asks key by key.
-    index: Index[bool] = new_index(exchange_type)
-    index.add(key, True)
-    return Filter(key if literal else None, lambda name: bool(index.match(name)))
+    return Filter(key if literal else None, matcher(exchange_type, key))
 
 
 class Rules:

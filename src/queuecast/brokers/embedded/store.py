@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,7 @@ _MOST_AHEAD = 3600.0
 
 
 class Store:
-    """A directory, open for one broker.
-
-    synchronous: "full" or "normal". wall: Unix time.
-    """
+    """A directory, open for one broker. synchronous: "full" or "normal"."""
 
     def __init__(
         self,
@@ -55,7 +52,6 @@ class Store:
         *,
         synchronous: str = "full",
         rules: Sequence[RetainRule] = (),
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
         self.error: QueuecastError | None = None
@@ -64,7 +60,6 @@ class Store:
         self._reserved = 0
         self._synchronous = synchronous
         self._rules = rules
-        self._wall = wall
         self._queues: dict[str, int] = {}
         self._next_queue = 1
         self._numbers: dict[int, int] = {}
@@ -100,7 +95,7 @@ class Store:
             StoredLog(self._reader, states[number].id, rule.exchange)
             for number, rule in enumerate(self._rules)
         ]
-        self._writer = Writer(loaded.database, path, states, self._report, self._wall)
+        self._writer = Writer(loaded.database, path, states, self._report)
         await asyncio.to_thread(self._writer.start)
         self._reserved = found.offset
         self.reserve(found.offset)
@@ -256,7 +251,7 @@ class Store:
     def retained(self, rule: int, message: Message, properties: str) -> tuple[int, Change]:
         """Return the size that counts, and the change that adds a message to a rule's log."""
         size = len(message.body) + len(message.routing_key) + len(properties) + _ROW_BYTES
-        now = self._wall()
+        now = time.time()
         if self._last_time - now > _MOST_AHEAD:
             self._last_time = now
         self._last_time = max(self._last_time, now)

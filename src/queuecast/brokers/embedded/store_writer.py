@@ -64,10 +64,7 @@ class RuleState:
 
 
 class Writer:
-    """The thread and its connection.
-
-    report: called from the thread with each outcome. wall: Unix time.
-    """
+    """The thread and its connection. report: called from the thread with each outcome."""
 
     def __init__(
         self,
@@ -75,13 +72,11 @@ class Writer:
         path: Path,
         rules: dict[int, RuleState],
         report: Callable[[Outcome], None],
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self.database = database
         self._wal = path.with_name(f"{path.name}-wal")
         self._rules = rules
         self._report = report
-        self._wall = wall
         # At most one batch and the word to stop: the store keeps the next one open meanwhile.
         self._jobs: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._maintained = time.monotonic()
@@ -162,7 +157,7 @@ class Writer:
 
     def _evict(self, rule: RuleState, most: int) -> bool:
         """Drop the oldest messages of a rule while it is over a bound; returns whether any."""
-        now = self._wall()
+        now = time.time()
         cut = None
         rows = self.database.execute(
             f"SELECT offset, at, size FROM {rule.table} ORDER BY offset LIMIT ?", (most,)

@@ -79,7 +79,7 @@ class Stream:
         self._next = 0
         self._consumers: dict[StreamConsumer, None] = {}
         self._queued = False
-        self._gone = False
+        self.is_gone = False  # deleted
 
     @property
     def name(self) -> str:
@@ -105,11 +105,6 @@ class Stream:
     def refuses(self, message: Message) -> bool:
         """A stream refuses nothing: the oldest messages make room."""
         return False
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether it was deleted."""
-        return self._gone
 
     def put(
         self, message: Message, size: int, offset: int | None = None, at: float | None = None
@@ -182,7 +177,7 @@ class Stream:
 
     def delete(self, error: QueuecastError) -> None:
         """Drop everything and cancel the consumers with an error."""
-        self._gone = True
+        self.is_gone = True
         consumers = list(self._consumers)
         self._consumers.clear()
         self._kept.clear()
@@ -194,7 +189,7 @@ class Stream:
 
     def wake(self) -> None:
         """Deliver soon what can be delivered."""
-        if self._queued or self._gone:
+        if self._queued or self.is_gone:
             return
         self._queued = True
         self._turn.do(self._work)
@@ -207,7 +202,7 @@ class Stream:
             if not consumer.may_take or consumer.at >= self._next:
                 continue
             index = bisect_left(self._kept, consumer.at, lo=self._cut, key=lambda kept: kept.offset)
-            while consumer.may_take and index < len(self._kept) and not self._gone:
+            while consumer.may_take and index < len(self._kept) and not self.is_gone:
                 if not left:
                     self.wake()
                     return
@@ -274,7 +269,10 @@ class StreamConsumer:
         self._tag += 1
         self._unacked.add(self._tag)
         try:
-            self._sink.deliver(Delivery(message, self._tag))
+            if self._sink.deliver(Delivery(message, self._tag)) is False:
+                # It is read again when the sink, which has paused us, takes more.
+                self._unacked.discard(self._tag)
+                self.at = kept.offset
         except Exception:
             logger.exception("a consumer of stream %r failed: it is cancelled", self._stream.name)
             self._stream.detach(self)

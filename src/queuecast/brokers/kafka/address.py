@@ -7,13 +7,12 @@ kafkas://…                                                 the same over TLS
 from __future__ import annotations
 
 import re
-import ssl
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import quote, unquote
 
 from ...errors import ConfigError
+from ..url import read_options, tls_context
 
 DEFAULT_PORT = 9092
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -51,7 +50,7 @@ class Address:
         user, colon, password = login.partition(":")
         if at and (not user or not colon):
             raise ConfigError("broker URL: a login is USER:PASSWORD", _ESCAPE)
-        options = _options(query)
+        options = read_options(query, _ESCAPE)
         mechanism = options.pop("mechanism", "")
         if options:
             name = next(iter(options))
@@ -84,7 +83,7 @@ class Address:
         """Return what aiokafka's clients take; raises ConfigError for a bad cafile."""
         made: dict[str, Any] = {"bootstrap_servers": list(self.servers)}
         if self.tls:
-            made["ssl_context"] = self._ssl_context()
+            made["ssl_context"] = tls_context(self.cafile)
         protocol = "SSL" if self.tls else "PLAINTEXT"
         if self.user:
             protocol = "SASL_" + protocol
@@ -94,14 +93,6 @@ class Address:
         made["security_protocol"] = protocol
         return made
 
-    def _ssl_context(self) -> ssl.SSLContext:
-        if self.cafile and not Path(self.cafile).is_file():
-            raise ConfigError(f"cafile: no such file {self.cafile!r}")
-        try:
-            return ssl.create_default_context(cafile=self.cafile)
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(f"cafile: {self.cafile!r} holds no certificate: {error}") from None
-
 
 def _server(text: str) -> str:
     found = _SERVER.fullmatch(text)
@@ -109,10 +100,3 @@ def _server(text: str) -> str:
         # Not quoted: it may be a part of the password.
         raise ConfigError("broker URL: host and port cannot be read", _ESCAPE)
     return f"{found['host']}:{found['port'] or DEFAULT_PORT}"
-
-
-def _options(query: str) -> dict[str, str]:
-    try:
-        return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-    except ValueError:
-        raise ConfigError("broker URL: what follows the ? cannot be read", _ESCAPE) from None

@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...destination import TOPIC_EXCHANGE
 from ...message import Message, Properties
-from ..base import TOPIC_EXCHANGE
 
 TYPES = "queuecast-types"
 KEY = "kafka-key"

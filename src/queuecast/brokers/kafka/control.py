@@ -249,7 +249,9 @@ class Control:
         deadline = asyncio.get_running_loop().time() + _CREATION
         delay = 0.02
         while True:
-            topic, code = (await self._topics([name], create=create)).get(name, (None, 3))
+            topic, code = (await self._topics([name], create=create)).get(
+                name, (None, _UNKNOWN_TOPIC)
+            )
             if code == _REFUSED:
                 raise refused(what, self.user)
             if code == _INVALID_TOPIC or (topic is not None and topic.internal):

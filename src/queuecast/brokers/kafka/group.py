@@ -41,6 +41,9 @@ _TURN = 500
 # with the least room decides how many are taken at a time.
 _TIGHT, _WORTH = MAX_RECORDS // 8, MAX_RECORDS // 4
 _FETCH_BYTES = 8 << 20
+# Seconds for which the membership outlives its last subscriber: a page that reloads is back in a
+# moment, and every membership is a rebalance for all.
+_LINGER = 1.0
 # Kafka gives a silent member's partitions to the others after so long.
 SESSION_TIMEOUT = 10.0
 
@@ -48,13 +51,11 @@ SESSION_TIMEOUT = 10.0
 class Group:
     """The member and its subscribers."""
 
-    def __init__(self, control: Control, topic: Topic, name: str, linger: float) -> None:
-        """linger: seconds for which the membership outlives its last subscriber."""
+    def __init__(self, control: Control, topic: Topic, name: str) -> None:
         self.name = name
         self._control = control
         self._topic = topic.name
         self._epoch = topic.epoch
-        self._linger = linger
         self._subscribers: deque[Subscriber] = deque()
         self._windows: dict[int, Window] = {}
         # Of partitions that a rebalance has taken, until it is known where they go.
@@ -120,9 +121,7 @@ class Group:
 
     def _maybe_idle(self) -> None:
         if not self._subscribers and not self._holds and not self.closed and self._idle is None:
-            # A page that reloads is back in a moment; every membership is a rebalance for all.
-            loop = asyncio.get_running_loop()
-            self._idle = loop.call_later(self._linger, self._end_soon)
+            self._idle = asyncio.get_running_loop().call_later(_LINGER, self._end_soon)
 
     def _end_soon(self) -> None:
         self._idle = None

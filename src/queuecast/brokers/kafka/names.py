@@ -37,7 +37,7 @@ def feed_target(destination: Destination) -> Target:
             f"{destination} is a queue: its messages go to one subscriber each",
             "everybody reads /topic/TOPIC or /exchange/TOPIC[/PATTERN]",
         )
-    return _target(destination)
+    return target_of(destination)
 
 
 def queue_target(destination: Destination) -> Target:
@@ -47,15 +47,11 @@ def queue_target(destination: Destination) -> Target:
             f"{destination} is no queue: everybody gets every message",
             "a consumer group shares the records of /queue/TOPIC",
         )
-    return _target(destination)
+    return target_of(destination)
 
 
-def publish_target(destination: Destination) -> Target:
-    """Return where a message goes; raises Unsupported, BadDestination."""
-    return _target(destination)
-
-
-def _target(destination: Destination) -> Target:
+def target_of(destination: Destination) -> Target:
+    """Return what a destination names, to publish to; raises Unsupported, BadDestination."""
     kind, name = destination.kind, destination.name
     if kind in (Kind.TEMP_QUEUE, Kind.REPLY_QUEUE):
         raise Unsupported(

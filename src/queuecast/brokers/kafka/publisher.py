@@ -33,10 +33,11 @@ from ...errors import (
     Unavailable,
 )
 from ...message import Properties
+from ..background import Background
 from .content import Headers, to_headers
 from .control import Control
 from .failures import POISON, REJECTIONS, of_publish, of_reading, reason, unroutable
-from .names import publish_target
+from .names import target_of
 from .requests import WRITE
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class _Lane:
 class Publisher:
     """Publishes for the whole gateway. timeout: seconds until an answer is unknown."""
 
-    def __init__(self, control: Control, *, timeout: float = 15.0) -> None:
+    def __init__(self, control: Control, *, timeout: float) -> None:
         self._control = control
         self._timeout = timeout
         self._producer: Any = None
@@ -120,7 +121,7 @@ class Publisher:
         self._lanes: dict[str, _Lane] = {}
         self._known: dict[str, float] = {}
         self._too_large: dict[str, tuple[int, float]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(log)
         self._pending = 0
         self._pending_bytes = 0
         self._closing = False
@@ -136,7 +137,7 @@ class Publisher:
 
     async def publish(self, destination: Destination, body: bytes, properties: Properties) -> None:
         """Publish one message; see the broker interface."""
-        target = publish_target(destination)
+        target = target_of(destination)
         if self._closing:
             raise Unavailable("the gateway is closing its connection to Kafka")
         self._control.require()
@@ -205,7 +206,7 @@ class Publisher:
     def _wake(self, lane: _Lane) -> None:
         if not lane.running:
             lane.running = True
-            self._spawn(self._run(lane), f"publish to {lane.topic}")
+            self._background.spawn(self._run(lane), f"publish to {lane.topic}")
 
     async def _run(self, lane: _Lane) -> None:
         """Hand a lane's records to the producer, in order, until there are none."""
@@ -352,11 +353,6 @@ class Publisher:
         # What it failed to send is asked for again by callbacks that run after this.
         await asyncio.sleep(0)
 
-    def _spawn(self, work: Any, name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def close(self, grace: float) -> None:
         """Wait for what is under way, at most `grace` seconds, and disconnect."""
         self._closing = True
@@ -364,8 +360,7 @@ class Publisher:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), grace)
-        for task in list(self._tasks):
-            task.cancel()
+        self._background.cancel()
         for lane in list(self._lanes.values()):
             lane.fail(OutcomeUnknown("the gateway is closing", "it may or may not have it"))
         if self._retiring is not None:

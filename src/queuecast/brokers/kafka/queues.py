@@ -21,10 +21,9 @@ MAX_GROUPS = 1000
 class Queues:
     """Finds or joins a topic's group. prefix: of the groups' names."""
 
-    def __init__(self, control: Control, prefix: str, *, linger: float = 1.0) -> None:
+    def __init__(self, control: Control, prefix: str) -> None:
         self._control = control
         self._prefix = prefix
-        self._linger = linger
         self._groups: dict[str, Group] = {}
         self._closed = False
 
@@ -50,7 +49,7 @@ class Queues:
             self._groups = {key: each for key, each in self._groups.items() if not each.ended}
             if len(self._groups) >= MAX_GROUPS:
                 raise LimitExceeded(f"{MAX_GROUPS} topics are consumed already")
-            group = self._groups[name] = Group(self._control, topic, name, self._linger)
+            group = self._groups[name] = Group(self._control, topic, name)
         return await group.join(sink, prefetch, _PATIENCE)
 
     async def close(self) -> None:

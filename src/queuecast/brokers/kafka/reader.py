@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ...message import Message
 from ...position import Mark, Start
 from ..base import Page
-from ..matching import TopicIndex
+from ..matching import matcher
 from .content import key_of
 from .damage import DAMAGED, Damaged
 from .live import Live
@@ -247,6 +247,5 @@ def _merge(
 def _matcher(pattern: str | None) -> Callable[[Message], bool]:
     if pattern is None:
         return lambda message: True
-    index: TopicIndex[int] = TopicIndex()
-    index.add(pattern, 0)
-    return lambda message: bool(index.match(key_of(message)))
+    matches = matcher("topic", pattern)
+    return lambda message: matches(key_of(message))

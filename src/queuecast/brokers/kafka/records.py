@@ -70,9 +70,8 @@ _Place = tuple[str, str, int]  # epoch, topic, partition
 class Records:
     """The node's reader of history."""
 
-    def __init__(self, control: Control, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, control: Control) -> None:
         self._control = control
-        self._cache_bytes = cache_bytes
         self._cached: OrderedDict[tuple[_Place, int], Run] = OrderedDict()
         self._firsts: dict[_Place, list[int]] = {}
         self._size = 0
@@ -167,7 +166,7 @@ class Records:
         firsts = self._firsts.setdefault(place, [])
         firsts.insert(bisect_left(firsts, run.first), run.first)
         self._size += run.size
-        while self._size > self._cache_bytes and len(self._cached) > 1:
+        while self._size > CACHE_BYTES and len(self._cached) > 1:
             (old, first), dropped = self._cached.popitem(last=False)
             self._size -= dropped.size
             self._firsts[old].remove(first)

@@ -28,8 +28,7 @@ class Subscriber:
     @property
     def has_room(self) -> bool:
         """Whether it takes one more."""
-        room = self._prefetch == 0 or len(self._held) < self._prefetch
-        return room and not self._paused and not self.closed
+        return len(self._held) < self._prefetch and not self._paused and not self.closed
 
     def give(self, item: Item) -> None:
         """Deliver a record."""

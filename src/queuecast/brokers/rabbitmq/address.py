@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
-from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from ...errors import ConfigError
+from ...hostport import host_port
+from ..url import read_options, tls_context
 
 DEFAULT_HEARTBEAT = 30  # seconds; RabbitMQ notices a vanished peer after about twice that
 DEFAULT_CONNECTION_TIMEOUT = 10.0  # seconds, for TCP, TLS and the AMQP handshake together
@@ -61,9 +62,9 @@ class Address:
             raise ConfigError(
                 "broker URL: the virtual host has a slash", "write a slash in its name as %2F"
             )
-        options = _options(parts.query)
-        found = cafile or options.pop("cafile", None)
-        options.pop("cafile", None)
+        options = read_options(parts.query, _ESCAPE)
+        named = options.pop("cafile", None)
+        found = cafile or named
         if found and not tls:
             raise ConfigError("broker URL: cafile without TLS", "the scheme is amqps://")
         address = cls(
@@ -91,28 +92,13 @@ class Address:
     def masked(self) -> str:
         """The URL for people: the password is ***."""
         scheme = "amqps" if self.tls else "amqp"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        place = host_port(self.host, self.port)
         vhost = "" if self.virtual_host == "/" else quote(self.virtual_host, safe="")
-        return f"{scheme}://{quote(self.user, safe='')}:***@{host}:{self.port}/{vhost}"
+        return f"{scheme}://{quote(self.user, safe='')}:***@{place}/{vhost}"
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Return what TLS needs, or None without TLS; raises ConfigError for a bad cafile."""
-        if not self.tls:
-            return None
-        if self.cafile and not Path(self.cafile).is_file():
-            raise ConfigError(f"cafile: no such file {self.cafile!r}")
-        try:
-            return ssl.create_default_context(cafile=self.cafile)
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(f"cafile: {self.cafile!r} holds no certificate: {error}") from None
-
-
-def _options(query: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-    except ValueError:
-        raise ConfigError("broker URL: what follows the ? cannot be read", _ESCAPE) from None
-    return dict(pairs)
+        return tls_context(self.cafile) if self.tls else None
 
 
 def _number(options: dict[str, str], name: str, default: float, limit: float) -> float:

@@ -59,8 +59,10 @@ class RabbitBroker:
     node: this process's name in the names of its queues; random when None. cafile: see Address.
     patience: seconds that a call waits for a broker that is away. confirm_timeout: seconds until
     a missing confirm is an unknown outcome. expires: milliseconds that a feed's queue outlives
-    our connection. rebind: seconds between looks at exchanges and bindings. grace: seconds that
-    `close` waits for confirms. reconnect: seconds between attempts to connect, at most.
+    our connection, linger: seconds that it is kept without bindings, for the next reader.
+    zombie_patience: seconds for RabbitMQ to let go of a connection that was lost. rebind: seconds
+    between looks at exchanges and bindings. grace: seconds that `close` waits for confirms.
+    reconnect: seconds between attempts to connect, at most.
     deliveries: what consumers may hold, shared with the node's others. retain: rules for
     destinations whose messages are kept in streams. covered: such rules of another login, which
     has the streams; what is published here has to reach them too.
@@ -93,26 +95,15 @@ class RabbitBroker:
         node = _UNSAFE.sub("_", node)[:64] if node else secrets.token_hex(4)
         self._grace = grace
         self._topology = Topology()
-        self._consuming = Supervisor(
-            address,
-            f"queuecast {node} consuming",
-            on_up=self._on_consuming_up,
-            on_down=self._on_consuming_down,
-            last_delay=reconnect,
-        )
-        self._publishing = Supervisor(
-            address,
-            f"queuecast {node} publishing",
-            on_up=self._on_publishing_up,
-            on_down=lambda _why: None,
-            last_delay=reconnect,
-        )
-        self._streaming = Supervisor(
-            address,
-            f"queuecast {node} streams",
-            on_up=self._on_streaming_up,
-            on_down=lambda why: self._retained.on_down(why),
-            last_delay=reconnect,
+
+        def connection(purpose: str, on_up: OnUp, on_down: OnDown) -> Supervisor:
+            name = f"queuecast {node} {purpose}"
+            return Supervisor(address, name, on_up=on_up, on_down=on_down, last_delay=reconnect)
+
+        self._consuming = connection("consuming", self._on_consuming_up, self._on_consuming_down)
+        self._publishing = connection("publishing", self._on_publishing_up, lambda _why: None)
+        self._streaming = connection(
+            "streams", self._on_streaming_up, lambda why: self._retained.on_down(why)
         )
         self._retained = Retained(
             retain,
@@ -138,16 +129,6 @@ class RabbitBroker:
             linger=linger,
         )
         self._own = OwnQueues(self._consuming, patience=patience)
-
-        def connection(number: int, on_up: OnUp, on_down: OnDown) -> Supervisor:
-            return Supervisor(
-                address,
-                f"queuecast {node} consuming {number}",
-                on_up=on_up,
-                on_down=on_down,
-                last_delay=reconnect,
-            )
-
         self._pool = ConsumerPool(self._consuming, connection, patience=patience)
         self._consumers = Consumers(
             self._pool,
@@ -165,7 +146,6 @@ class RabbitBroker:
         )
         self._patience = patience
         self._checking: asyncio.Task[None] | None = None
-        self._started = False
         self._closed = False
 
     async def start(self) -> None:
@@ -180,7 +160,6 @@ class RabbitBroker:
             await supervisor.start()
         if self._checking is None:
             self._checking = asyncio.create_task(self._check(), name="rabbitmq confirms")
-        self._started = True
 
     async def check_login(self) -> None:
         """Log in once more, to see whether the broker still lets us; raises as `start`."""

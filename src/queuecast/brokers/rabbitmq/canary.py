@@ -17,7 +17,7 @@ from ...errors import NotFound, QueuecastError, Unavailable
 from .confirms import ConfirmChannel
 from .connection import Link
 from .failures import of_channel
-from .topology import check_queue
+from .topology import check_queue, try_delete_queue
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,4 @@ class Canary:
 
     async def remove(self, link: Link) -> None:
         """Delete the queue."""
-        try:
-            async with link.probe() as channel:
-                await channel.call("queue_delete", self.name)
-        except pika.exceptions.AMQPError as error:
-            log.debug("the canary queue %s could not be deleted: %s", self.name, error)
+        await try_delete_queue(link, self.name)

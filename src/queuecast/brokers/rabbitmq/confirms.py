@@ -35,7 +35,6 @@ class ConfirmChannel:
         self.channel = channel
         self.unconfirmed: dict[int, Outgoing] = {}
         self._sequence = 0
-        self._acked_to = 0
         channel.raw.add_on_return_callback(self._on_return)
 
     @classmethod

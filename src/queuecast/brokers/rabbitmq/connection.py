@@ -24,7 +24,7 @@ from pika.adapters.asyncio_connection import _AsyncioIOServicesAdapter
 
 from ...errors import LimitExceeded, QueuecastError, Unavailable
 from .address import Address
-from .deliveries import Connection, Consumer, OnMessage
+from .deliveries import Callback, Connection, OnMessage
 from .failures import of_connect, reason
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class Channel:
         await self.call(
             "basic_consume",
             queue,
-            Consumer(on_message),
+            Callback(on_message),
             consumer_tag=tag,
             exclusive=exclusive,
             arguments=dict(arguments) if arguments else None,

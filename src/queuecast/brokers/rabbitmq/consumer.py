@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +21,11 @@ from ...message import Message
 from ..base import ConsumeSpec, Delivery, DeliverySink
 from .connection import Channel, Link
 from .failures import missing_queue, of_channel, reason
+from .held import Held
 from .ownqueue import OwnQueue, check_owner, field_table
+from .prefetch import PrefetchWindow
 from .streamplace import StreamPlace, is_stream, offset_of
 from .topology import Topology, check_queue, ensure_queue
-from .window import Window
 
 if TYPE_CHECKING:
     from .consumers import Consumers
@@ -37,10 +37,6 @@ _LAST_RETRY = 15.0
 # Seconds that a pause must last before the broker hears of it: a socket that is full for a
 # moment should not cost a cancel, which in a quorum queue disturbs the order.
 _BRIEF = 0.25
-# Bytes of bodies held for a sink that is paused, or half of its share in the node's budget. A
-# prefetch of a thousand large messages would otherwise stand in memory for each client that does
-# not read.
-MAX_HELD_BYTES = 4 << 20
 
 LOST = "the subscription's queue was lost with the connection to the broker"
 PLACELESS = "the place in the stream was not known yet"
@@ -82,11 +78,8 @@ class QueueConsumer:
         self._base = 0
         self._last = 0
         self._outstanding: set[int] = set()  # bounded by the prefetch
-        self._window = Window(prefetch)
-        # What came while paused, in order; bounded by the prefetch and MAX_HELD_BYTES.
-        self._held: deque[Delivery] = deque()
-        self._held_bytes = 0
-        self._budget = consumers.budget
+        self._window = PrefetchWindow(prefetch)
+        self._held = Held(consumers.budget)  # what came while paused
         # The channel's own tags of what came when no more could be held; bounded by the
         # prefetch. They go back once the broker has stopped sending: earlier, it would send
         # them again at once, behind their successors.
@@ -179,7 +172,7 @@ class QueueConsumer:
     def _take(self, delivery: Delivery) -> None:
         size = len(delivery.message.body)
         waits = self._paused or bool(self._held)
-        if self._surplus or self._suspended or (waits and not self._may_hold(size)):
+        if self._surplus or self._suspended or (waits and not self._held.has_room(size)):
             self._refuse(delivery.tag)
             return
         if self._place is None and not self._no_stream and offset_of(delivery.message) is not None:
@@ -196,22 +189,15 @@ class QueueConsumer:
         self._outstanding.add(delivery.tag)
         self._window.took(size)
         if waits:
-            self._held.append(delivery)
-            self._held_bytes += size
-            self._budget.used += size
+            self._held.add(delivery)
         else:
             self._deliver(delivery)
         self._look_at_window()
 
-    def _may_hold(self, size: int) -> bool:
-        most = min(MAX_HELD_BYTES, self._budget.share // 2)
-        fits = not self._held or self._held_bytes + size <= most
-        return fits and self._budget.has_room(size)
-
     def _refuse(self, raw: int) -> None:
         """Note a tag of the channel's that goes back."""
         self._surplus.append(raw)
-        self._window.refused(self._budget.share // 2)
+        self._window.refused(self._held.share)
         self._switch()
 
     def _deliver(self, delivery: Delivery) -> None:
@@ -219,9 +205,11 @@ class QueueConsumer:
             if self._sink.deliver(delivery) is False:
                 # It and all that came after it, or they would overtake it.
                 back = [delivery, *self._held]
-                self._unhold()
+                self._held.clear()
                 for each in back:
                     self._outstanding.discard(each.tag)
+                    if self._place is not None:
+                        self._place.returned(each.tag)
                     self._refuse(each.tag - self._base)
         except Exception:
             # Nobody would ever settle it: the consumer ends, and it goes back to the queue.
@@ -235,15 +223,10 @@ class QueueConsumer:
     def _forget(self) -> None:
         """Forget deliveries that are void or were given back."""
         self._outstanding.clear()
-        self._unhold()
+        self._held.clear()
         self._surplus.clear()
         if self._place is not None:
             self._place.void()
-
-    def _unhold(self) -> None:
-        self._held.clear()
-        self._budget.used -= self._held_bytes
-        self._held_bytes = 0
 
     # Settling
 
@@ -302,7 +285,7 @@ class QueueConsumer:
             return
         self._paused = self._suspended = True
         back = [*tags, *(delivery.tag for delivery in self._held)]
-        self._unhold()
+        self._held.clear()
         for tag in back:
             if tag in self._outstanding:
                 self._settled(tag)
@@ -315,10 +298,7 @@ class QueueConsumer:
             return
         self._paused = self._suspended = False
         while self._held and not self._paused:
-            delivery = self._held.popleft()
-            self._held_bytes -= len(delivery.message.body)
-            self._budget.used -= len(delivery.message.body)
-            self._deliver(delivery)
+            self._deliver(self._held.take())
         if self._stays and not self._paused:
             self._give_surplus_back()
         self._switch()

@@ -60,7 +60,7 @@ class _Frames(deque[bytes | bytearray]):
         last += data
 
 
-class Consumer:
+class Callback:
     """A consumer's callback, as pika's channel keeps it under the consumer tag.
 
     on_message gets the message and its delivery tag; what it raises is logged and goes no further.
@@ -178,7 +178,7 @@ class Connection(AsyncioConnection):  # type: ignore[misc]
                     break
             # Looked up for each: the callback before may have cancelled it.
             consumer = channel._consumers.get(name)
-            if type(consumer) is not Consumer or name in channel._cancelled:
+            if type(consumer) is not Callback or name in channel._cancelled:
                 break
             kind, on, length, of, _weight, body_size = _CONTENT.unpack_from(data, end + 1)
             header_end = end + 8 + length

@@ -24,7 +24,7 @@ from .intake import PREFETCH, Intake
 from .readers import Reader, Readers
 from .recovery import RESTARTED, UNWATCHED
 from .settling import Settling
-from .topology import check_queue, exchange_exists
+from .topology import check_queue, exchange_exists, try_delete_queue
 
 if TYPE_CHECKING:
     from .canary import Canary
@@ -365,9 +365,7 @@ class FeedQueue:
     async def _delete(self, link: Link) -> None:
         if not self.name:
             return
-        with contextlib.suppress(QueuecastError, pika.exceptions.AMQPError):
-            async with link.probe() as channel:
-                await channel.call("queue_delete", self.name)
+        await try_delete_queue(link, self.name)
         self.name = ""
 
     async def close(self) -> None:

@@ -8,7 +8,6 @@ type the broker will not tell gets a queue per destination.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,15 +15,16 @@ from typing import Any
 
 import pika.exceptions
 
-from ...destination import Destination, Kind
+from ...destination import Destination
 from ...errors import QueuecastError, Refused, Unavailable, Unsupported
-from ..base import TOPIC_EXCHANGE, FeedReader, FeedSink
+from ..background import Background
+from ..base import FeedReader, FeedSink
 from .canary import Canary
 from .connection import Link
 from .failures import of_channel
 from .feedqueue import FeedQueue
 from .supervisor import Supervisor
-from .topology import Topology
+from .topology import Topology, try_delete_queue
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +35,13 @@ _CANARY_EXTRA = 60_000
 _TOUCH = 20.0  # seconds
 _CANARY_PATIENCE = 5.0  # seconds; a broker that is low on memory takes no message
 REBIND = 30.0  # seconds between looks at exchanges and bindings
-_LINGER = 30.0  # seconds that a queue without bindings is kept for the next reader
 _SHARED = ("direct", "topic", "fanout")
 
 
 class Feeds:
     """All feeds of this node.
 
-    prefix: begins the names of our queues. patience: seconds that a call waits for a broker that is
-    away. expires: milliseconds, see EXPIRES.
+    prefix: begins the names of our queues. The others: see RabbitBroker.
     """
 
     def __init__(
@@ -54,10 +52,10 @@ class Feeds:
         prefix: str,
         *,
         patience: float,
-        expires: int = EXPIRES,
-        rebind: float = REBIND,
-        zombie_patience: float = 10.0,
-        linger: float = _LINGER,
+        expires: int,
+        rebind: float,
+        zombie_patience: float,
+        linger: float,
     ) -> None:
         self._supervisor = supervisor
         self._publishing = publishing
@@ -77,7 +75,7 @@ class Feeds:
         self._canaries: set[Canary] = set()
         self._verdicts: dict[str, bool] = {}
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(log)
         self._lingering: dict[FeedQueue, asyncio.TimerHandle] = {}
         self._closing = False
 
@@ -90,7 +88,7 @@ class Feeds:
         self._refused = False
         for queue in self._queues.values():
             queue.wake()
-        if not self._tasks:
+        if not self._background:
             self._spawn(self._tend(_TOUCH, self._touch), "canary")
             self._spawn(self._tend(self._rebind, self._look), "exchanges")
 
@@ -155,7 +153,7 @@ class Feeds:
         finally:
             if declared and link.is_open and not self._closing:
                 # The refusal closed the channel; exclusive queues stay until the connection ends.
-                self._spawn(_delete(link, name), "probe queue")
+                self._spawn(try_delete_queue(link, name), "probe queue")
 
     def on_empty(self, queue: FeedQueue) -> None:
         """Delete a queue some time after its last binding went."""
@@ -232,14 +230,7 @@ class Feeds:
     # Housekeeping
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=f"rabbitmq feeds: {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s failed", task.get_name(), exc_info=task.exception())
+        self._background.spawn(work, f"rabbitmq feeds: {name}")
 
     async def _tend(self, interval: float, call: Callable[[Link], Awaitable[None]]) -> None:
         while not self._closing:
@@ -290,9 +281,8 @@ class Feeds:
     async def close(self) -> None:
         """Delete our queues at the broker, if it is there."""
         self._closing = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._background.cancel()
+        await self._background.ended()
         for timer in self._lingering.values():
             timer.cancel()
         ends = await asyncio.gather(
@@ -310,16 +300,6 @@ class Feeds:
 
 def _address(destination: Destination) -> tuple[str, str]:
     """Return the exchange and the routing key or pattern of a feed; raises Unsupported."""
-    match destination.kind:
-        case Kind.TOPIC:
-            return TOPIC_EXCHANGE, destination.name
-        case Kind.EXCHANGE:
-            return destination.name, destination.pattern
-        case _:
-            raise Unsupported(f"{destination} is no feed", "a feed is /topic or /exchange")
-
-
-async def _delete(link: Link, name: str) -> None:
-    with contextlib.suppress(QueuecastError, pika.exceptions.AMQPError):
-        async with link.probe() as channel:
-            await channel.call("queue_delete", name)
+    if not destination.is_shared:
+        raise Unsupported(f"{destination} is no feed", "a feed is /topic or /exchange")
+    return destination.exchange, destination.pattern

@@ -6,12 +6,12 @@ it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
 from ...errors import QueuecastError, Unavailable
+from ..background import Background
 from .confirms import Outgoing
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Lanes:
         self._send = send
         self._on_idle = on_idle
         self._lanes: dict[Lane, deque[Outgoing]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(log)
         self._bytes = 0
         self.waiting = 0
 
@@ -67,10 +67,7 @@ class Lanes:
         items = self._lanes.get(lane)
         if items is None:
             items = self._lanes[lane] = deque()
-            task = asyncio.get_running_loop().create_task(self._pump(lane, items))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(log_failure)
+            self._background.spawn(self._pump(lane, items), f"publishing to {lane}")
         return items
 
     async def _pump(self, lane: Lane, items: deque[Outgoing]) -> None:
@@ -97,9 +94,3 @@ class Lanes:
     def _left(self, item: Outgoing) -> None:
         self.waiting -= 1
         self._bytes -= len(item.body)
-
-
-def log_failure(task: asyncio.Task[None]) -> None:
-    """Log how a background task of publishing failed, if it did."""
-    if not task.cancelled() and task.exception() is not None:
-        log.error("a task of the RabbitMQ publisher failed", exc_info=task.exception())

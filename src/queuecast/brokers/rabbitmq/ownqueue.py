@@ -5,20 +5,16 @@ All of it goes over the consuming connection: exclusive queues are that connecti
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import pika.exceptions
-
-from ...errors import Locked, NotFound, QueuecastError, Unavailable, Unsupported
+from ...errors import Locked, NotFound, Unavailable, Unsupported
 from ...queuespec import Owner, QueueSpec, Timestamp, read_age
 from ..owners import Owners
 from .connection import Link
-from .failures import of_channel
 from .supervisor import Supervisor
-from .topology import check_queue, declare_queue
+from .topology import check_queue, declare_queue, delete_queue, try_delete_queue
 
 
 class OwnQueues:
@@ -45,12 +41,7 @@ class OwnQueues:
         """Delete a queue; see the broker interface."""
         link = await self._supervisor.wait(self._patience)
         await check_owner(link, name, owner, self.owners)
-        try:
-            await _delete(link, name)
-        except pika.exceptions.AMQPError as error:
-            failure = of_channel(error)
-            if not isinstance(failure, NotFound):
-                raise failure from None
+        await delete_queue(link, name)
         self.owners.drop(name)
 
     async def release(self, owner: Owner) -> None:
@@ -59,7 +50,7 @@ class OwnQueues:
         link = self._supervisor.link
         for name in self.owners.held(owner):
             if link is not None and link.is_open:
-                await _try_delete(link, name)
+                await try_delete_queue(link, name)
             self.owners.drop(name)
 
 
@@ -97,7 +88,7 @@ class OwnQueue:
         except BaseException:
             if missing:
                 # Declared perhaps, but not bound, or nobody is there any more to delete it.
-                await _try_delete(link, spec.name, if_unused=True)
+                await try_delete_queue(link, spec.name, if_unused=True)
             raise
         if spec.exclusive:
             self._owners.take(spec.name, self._owner)
@@ -105,7 +96,7 @@ class OwnQueue:
 
     async def discard(self, link: Link) -> None:
         """Delete what was made for a consumer that could not be opened."""
-        await _try_delete(link, self.spec.name, if_unused=True)
+        await try_delete_queue(link, self.spec.name, if_unused=True)
         self._owners.drop(self.spec.name)
 
 
@@ -121,17 +112,6 @@ async def check_owner(link: Link, name: str, owner: Owner | None, owners: Owners
             owners.drop(name)
             return
         raise
-
-
-async def _try_delete(link: Link, name: str, *, if_unused: bool = False) -> None:
-    """Delete a queue, if the broker is there and lets us."""
-    with contextlib.suppress(QueuecastError, pika.exceptions.AMQPError):
-        await _delete(link, name, if_unused=if_unused)
-
-
-async def _delete(link: Link, name: str, *, if_unused: bool = False) -> None:
-    async with link.probe() as channel:
-        await channel.call("queue_delete", name, if_unused=if_unused)
 
 
 def field_table(arguments: Mapping[str, Any]) -> dict[str, Any]:

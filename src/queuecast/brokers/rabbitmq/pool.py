@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from ...errors import LimitExceeded, Unavailable
+from ..background import Background
 from .connection import PROBES, Link
 from .supervisor import Supervisor
 
@@ -32,8 +33,8 @@ EMPTY = 30.0  # seconds that a further connection is kept without consumers
 
 OnUp = Callable[[Link], Awaitable[None]]
 OnDown = Callable[[str], None]
-# Makes a further connection, not started: its number from 2, told of its ups and downs.
-MakeSupervisor = Callable[[int, OnUp, OnDown], Supervisor]
+# Makes a connection, not started: what it is for, told of its ups and downs.
+MakeSupervisor = Callable[[str, OnUp, OnDown], Supervisor]
 
 
 class Line:
@@ -80,7 +81,7 @@ class ConsumerPool:
         self._growing = asyncio.Lock()
         self._numbers = 1
         self._closed = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(log)
 
     async def take(self, *, first: bool = False) -> tuple[Line, Link]:
         """Return a connection with a free channel, counted as opening; call `opened` then.
@@ -113,7 +114,7 @@ class ConsumerPool:
             raise self._full()
         self._numbers += 1
         line = Line(_RESERVED_ELSEWHERE)
-        line.supervisor = self._make(self._numbers, line.on_up, line.on_down)
+        line.supervisor = self._make(f"consuming {self._numbers}", line.on_up, line.on_down)
         try:
             await line.supervisor.start()
             link = await line.supervisor.wait(self._patience)
@@ -160,16 +161,10 @@ class ConsumerPool:
         if not line.is_empty or line not in self.lines or self._closed:
             return
         self.lines.remove(line)
-        task = asyncio.get_running_loop().create_task(line.supervisor.close())
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("closing a connection for consumers failed", exc_info=task.exception())
+        self._background.spawn(line.supervisor.close(), "closing a connection for consumers")
 
     async def close(self) -> None:
         """Close the further connections; their consumers are gone."""
         self._closed = True
-        await asyncio.gather(*(line.supervisor.close() for line in self.lines[1:]), *self._tasks)
+        await asyncio.gather(*(line.supervisor.close() for line in self.lines[1:]))
+        await self._background.ended()

@@ -30,12 +30,12 @@ from ...errors import (
     Unsupported,
 )
 from ...message import Properties
-from ..base import TOPIC_EXCHANGE
+from ..background import Background
 from .confirms import ConfirmChannel, Outgoing, unknown, where
 from .connection import PROBES, Link
 from .content import to_amqp
 from .failures import ACCESS_REFUSED, NOT_FOUND, of_channel, reason
-from .lanes import Lane, Lanes, log_failure
+from .lanes import Lane, Lanes
 from .supervisor import Supervisor
 from .topology import Topology, ensure_queue
 
@@ -66,8 +66,8 @@ class Publisher:
         *,
         patience: float,
         confirm_timeout: float,
-        max_unconfirmed: int = MAX_UNCONFIRMED,
-        max_unconfirmed_bytes: int = MAX_UNCONFIRMED_BYTES,
+        max_unconfirmed: int,
+        max_unconfirmed_bytes: int,
     ) -> None:
         self._supervisor = supervisor
         self._topology = topology
@@ -77,6 +77,7 @@ class Publisher:
         self._max_bytes = max_unconfirmed_bytes
         self._shared: ConfirmChannel | None = None
         self._link: Link | None = None
+        self._background = Background(log)
         self._lanes = Lanes(self._send_head, self._wake)
         self._verified: dict[Lane, None] = {}
         # Exchanges where RabbitMQ has refused a key (topic permissions): each key is a lane.
@@ -130,8 +131,7 @@ class Publisher:
         link = self._link
         if link is not None and link.is_open and not self._closing:
             log.warning("RabbitMQ closed the publishing channel: %s", reason(why))
-            task = asyncio.get_running_loop().create_task(self._reopen(link))
-            task.add_done_callback(log_failure)
+            self._background.spawn(self._reopen(link), "reopening the publishing channel")
         self._wake()
 
     async def _reopen(self, link: Link) -> None:
@@ -171,7 +171,11 @@ class Publisher:
         self, destination: Destination, body: bytes, properties: Properties, mandatory: bool | None
     ) -> None:
         """Publish one message; see the broker interface."""
-        exchange, key, declare = _target(destination)
+        if destination.kind is Kind.TEMP_QUEUE:
+            raise Unsupported(f"nothing can be published to {destination}")
+        exchange, key = destination.exchange, destination.pattern
+        # The queue to declare first.
+        declare = key if destination.kind is Kind.QUEUE else None
         wanted = destination.names_queue if mandatory is None else mandatory
         attributes = to_amqp(properties)
         user = self._supervisor.user
@@ -409,8 +413,7 @@ class Publisher:
                 "RabbitMQ has not confirmed a message within %g s: reconnecting",
                 self._confirm_timeout,
             )
-            task = asyncio.get_running_loop().create_task(link.close())
-            task.add_done_callback(log_failure)
+            self._background.spawn(link.close(), "closing a connection without confirms")
 
     async def close(self, grace: float) -> None:
         """Wait up to `grace` seconds for the confirms in flight; what remains is failed."""
@@ -427,17 +430,3 @@ class Publisher:
                 break
         self._closing = True
         self._wake()
-
-
-def _target(destination: Destination) -> tuple[str, str, str | None]:
-    """Return exchange, routing key, and the queue to declare first."""
-    match destination.kind:
-        case Kind.TOPIC:
-            return TOPIC_EXCHANGE, destination.name, None
-        case Kind.EXCHANGE:
-            return destination.name, destination.pattern, None
-        case Kind.QUEUE:
-            return "", destination.name, destination.name
-        case Kind.AMQ_QUEUE | Kind.REPLY_QUEUE:
-            return "", destination.name, None
-    raise Unsupported(f"nothing can be published to {destination}")

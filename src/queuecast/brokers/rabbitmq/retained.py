@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ...destination import Destination
 from ...errors import QueuecastError, Unavailable
-from ...retention import RetainRule, address, rule_for
+from ...retention import RetainRule, rule_for
 from ..base import FeedReader, FeedSink
 from .connection import Link
 from .stream_feed import RetainedFeed
@@ -121,7 +121,7 @@ class Retained:
         assert rule is not None
         reader = self._reader(rule)
         await reader.ready(self.patience)
-        feed = RetainedFeed(reader, address(destination)[1], sink, self.patience)
+        feed = RetainedFeed(reader, destination.pattern, sink, self.patience)
         feed.open()
         return feed
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ...errors import QueuecastError, Unavailable
 from ...message import Message
 from ...pattern import is_pattern
 from ...position import Mark, Start
 from ..base import FeedSink, Page
-from ..matching import Index, new_index
+from ..matching import matcher
 from .stream_index import Known
 from .stream_reader import StreamReader
 from .stream_request import LastRequest, PageRequest, keys_of
@@ -38,9 +38,7 @@ class RetainedFeed:
         self._closed = False
         # A fanout exchange routes everything to everybody, whatever the key.
         self.pattern = "#" if stream.kind == "fanout" else pattern
-        index: Index[str] = new_index("topic")
-        index.add(self.pattern, self.pattern)
-        self._matches: Callable[[str], bool] = lambda key: bool(index.match(key))
+        self._matches = matcher("topic", self.pattern)
         self._literal = not is_pattern(self.pattern)
 
     def open(self) -> None:

@@ -19,11 +19,12 @@ import pika.exceptions
 
 from ...errors import QueuecastError, Unavailable
 from ...message import Message
-from ..matching import Index, new_index
+from ..matching import matcher
 from .connection import Channel, Link
 from .failures import of_channel
 from .stream_index import Window
 from .stream_request import Request, keys_of, size_of, take_offset
+from .stream_run import Run
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +55,6 @@ class _NoLink(Unavailable):
     """There is no connection, and none came within the time that a call waits for one."""
 
 
-class _Group:
-    """The active requests of one pattern."""
-
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern
-        self.requests: set[Request] = set()
-
-
 class StreamPass:
     """The pass over one stream.
 
@@ -81,12 +74,9 @@ class StreamPass:
         self._marks = marks
         self._wait = wait
         self.window = Window(window)
-        self._index: Index[_Group] = new_index("topic")
-        self._groups: dict[str, _Group] = {}
         self._waiting: set[Request] = set()
         self._rested: set[Request] = set()  # of the waiting, those whose run was cut short
-        self._active: set[Request] = set()
-        self._everything: set[Request] = set()  # those of the active without a pattern
+        self._active = Run()
         self._idle_work: Request | None = None
         self._probes: deque[tuple[Offset, asyncio.Future[int]]] = deque()
         self._channel: Channel | None = None
@@ -139,7 +129,7 @@ class StreamPass:
         if self._idle_work is not None:
             self._idle_work.done.cancel()
             self._idle_work = None
-        for request in list(self._active):
+        for request in self._active:
             self._leave(request)
         self._waiting.clear()
         self._rested.clear()
@@ -194,7 +184,7 @@ class StreamPass:
         """Do one thing for somebody; False when nobody has waited for a while."""
         self._event.clear()
         others = bool(self._waiting or self._probes)
-        backfilling = self._idle_work is not None and self._idle_work in self._active
+        backfilling = self._idle_work in self._active
         long = self._run_length >= (_QUANTUM if others else _LONGEST)
         if self._active and (long or (others and backfilling)):
             self._suspend()
@@ -358,31 +348,16 @@ class StreamPass:
         self._waiting.discard(request)
         self._rested.discard(request)
         self._active.add(request)
-        if request.pattern is None:
-            self._everything.add(request)
-            return
-        group = self._groups.get(request.pattern)
-        if group is None:
-            group = self._groups[request.pattern] = _Group(request.pattern)
-            self._index.add(request.pattern, group)
-        group.requests.add(request)
 
     def _leave(self, request: Request) -> None:
         self._waiting.discard(request)
         self._rested.discard(request)
         self._active.discard(request)
-        self._everything.discard(request)
-        group = self._groups.get(request.pattern) if request.pattern is not None else None
-        if group is not None:
-            group.requests.discard(request)
-            if not group.requests:
-                del self._groups[group.pattern]
-                self._index.remove(group.pattern, group)
 
     def _suspend(self) -> None:
         """Put the run's requests back among those who wait."""
         after = (self._position or 0) + 1
-        for request in list(self._active):
+        for request in self._active:
             self._leave(request)
             moved = request.want < after and self._position is not None
             if moved:
@@ -414,7 +389,7 @@ class StreamPass:
             self._acked = tag
             channel.ack(tag, multiple=True)
         after = (self._position or 0) + 1
-        for request in list(self._active):
+        for request in self._active:
             if request.done.done():
                 self._leave(request)
             elif request.head <= passed:
@@ -428,20 +403,8 @@ class StreamPass:
         if message.exchange == self._marks:
             return
         self.window.add(offset, message, size_of(message))
-        for request in tuple(self._everything):
-            if request.want <= offset and request.take(offset, message):
-                self._end(request, offset + 1)
-        if not self._groups:
-            return
-        done: set[_Group] = set()
-        for key in keys_of(message):
-            for group in self._index.match(key):
-                if group in done:
-                    continue
-                done.add(group)
-                for request in tuple(group.requests):
-                    if request.want <= offset and request.take(offset, message):
-                        self._end(request, offset + 1)
+        for request in self._active.hand(offset, message):
+            self._end(request, offset + 1)
 
     def _end(self, request: Request, after: int) -> None:
         self._leave(request)
@@ -479,6 +442,5 @@ class StreamPass:
 def _matcher(pattern: str | None) -> Callable[[Message], bool]:
     if pattern is None:
         return lambda _message: True
-    index: Index[str] = new_index("topic")
-    index.add(pattern, pattern)
-    return lambda message: any(index.match(key) for key in keys_of(message))
+    matches = matcher("topic", pattern)
+    return lambda message: any(matches(key) for key in keys_of(message))

@@ -56,7 +56,7 @@ _CATCH_UP = 1.0  # seconds between marks, at least
 ANSWERS = 60.0
 
 RENEWED = "the stream of the retained destination was deleted and made anew"
-EVICTED = "the retained messages were deleted before this gateway had read them"
+DELETED = "the retained messages were deleted before this gateway had read them"
 
 
 class StreamReader:
@@ -405,7 +405,7 @@ class StreamReader:
             if offset > self.last + 1:
                 self.window.clear(offset)
                 self.last = offset - 1
-                self._gap(EVICTED, offset)
+                self._gap(DELETED, offset)
             return True
         self.epoch = self._found
         self.past.renew(offset)

@@ -12,9 +12,8 @@ from collections.abc import Iterable
 from ...message import Message
 from .stream_index import KeyIndex
 
-_OVERHEAD = 400  # bytes of a message beside its body
-# What a message counts in a page beside its body, so that empty ones fill it too.
-_FRAMING = 400
+# Bytes that a message counts beside its body: in memory, and in a page, so that empty ones fill it.
+_OVERHEAD = 400
 
 
 def take_offset(message: Message) -> int:
@@ -97,7 +96,7 @@ class PageRequest(Request):
 
     def take(self, offset: int, message: Message) -> bool:
         self.messages.append(message)
-        self._left -= len(message.body) + _FRAMING
+        self._left -= size_of(message)
         return self._left <= 0 or (self._final is not None and offset >= self._final)
 
     def lose(self, first: int) -> None:

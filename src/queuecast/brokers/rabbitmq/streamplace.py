@@ -102,6 +102,13 @@ class StreamPlace:
         self._again.discard(offset)
         self._last = offset if self._last is None else max(self._last, offset)
 
+    def returned(self, tag: int) -> None:
+        """A delivery was not taken after all: it comes again once reading starts anew."""
+        offset = self._offsets.pop(tag, None)
+        if offset is not None and self._last is not None:
+            self._again.add(offset)
+            self._until = self._last
+
     def settled(self, tag: int) -> None:
         """A delivery was acked."""
         self._offsets.pop(tag, None)

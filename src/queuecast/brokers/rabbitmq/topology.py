@@ -227,6 +227,25 @@ async def ensure_queue(link: Link, spec: QueueSpec) -> None:
         await declare_queue(link, spec)
 
 
+async def delete_queue(link: Link, name: str, *, if_unused: bool = False) -> None:
+    """Delete a queue; nothing when it is not there. Raises Locked, Refused, Unavailable."""
+    try:
+        async with link.probe() as channel:
+            await channel.call("queue_delete", name, if_unused=if_unused)
+    except pika.exceptions.AMQPError as error:
+        failure = of_channel(error)
+        if not isinstance(failure, NotFound):
+            raise failure from None
+
+
+async def try_delete_queue(link: Link, name: str, *, if_unused: bool = False) -> None:
+    """Delete a queue, if the broker is there and lets us."""
+    try:
+        await delete_queue(link, name, if_unused=if_unused)
+    except QueuecastError as error:
+        log.debug("the queue %s could not be deleted: %s", name, error)
+
+
 async def check_queue(link: Link, name: str) -> tuple[int, int]:
     """Return the numbers of ready messages and of consumers; raises NotFound, Conflict."""
     try:

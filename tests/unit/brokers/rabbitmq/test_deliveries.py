@@ -20,7 +20,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils.io_services_utils import _AsyncTransportBase
 from pika.spec import Basic, BasicProperties
 
-from queuecast.brokers.rabbitmq.deliveries import _WRITE, Connection, Consumer, _Frames
+from queuecast.brokers.rabbitmq.deliveries import _WRITE, Callback, Connection, _Frames
 from queuecast.message import Message, Properties
 
 CHANNELS = (1, 2, 3)
@@ -79,12 +79,12 @@ class Side:
 
 
 def ours(loop: asyncio.AbstractEventLoop) -> Side:
-    def consumer(number: int, name: str) -> Consumer:
+    def consumer(number: int, name: str) -> Callback:
         def take(message: Message, tag: int) -> None:
             where = (message.exchange, message.routing_key, message.redelivered)
             side.seen.append((number, name, tag, where, message.properties, message.body))
 
-        return Consumer(take)
+        return Callback(take)
 
     raw = Connection(
         pika.ConnectionParameters(), custom_ioloop=loop, internal_connection_workflow=False
@@ -286,7 +286,7 @@ def test_what_a_callback_does_to_its_consumer_holds_for_the_next(
         if tag == 2:
             channel._cancelled.add("feed")
 
-    channel._consumers["feed"] = Consumer(take)
+    channel._consumers["feed"] = Callback(take)
     side.raw._on_data_available(b"".join(b"".join(delivery(tag=tag)) for tag in range(1, 5)))
     assert seen == [1, 2]
     assert len(side.seen) == 2  # pika gave the other two back
@@ -303,7 +303,7 @@ def test_a_callback_that_fails_does_not_end_the_connection(
         seen.append(tag)
         raise RuntimeError("broken")
 
-    side.raw._channels[1]._consumers["feed"] = Consumer(take)
+    side.raw._channels[1]._consumers["feed"] = Callback(take)
     split = delivery(tag=3, pieces=[b"a", b"b"])  # pika's own way to the callback
     side.raw._on_data_available(b"".join([*delivery(tag=1), *delivery(tag=2), *split]))
     assert seen == [1, 2, 3]

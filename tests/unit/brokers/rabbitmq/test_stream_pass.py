@@ -277,7 +277,7 @@ async def test_a_reader_that_gives_up_leaves_nothing_behind() -> None:
     request = page("k", 4_990, 4_999)
     await reading.ask(request)
     assert len(request.messages) == 10
-    assert not reading._groups
+    assert not reading._active._groups
     await reading.close()
 
 
@@ -356,7 +356,7 @@ async def test_nobody_waits_for_ever_whatever_happens(
         await asyncio.gather(*(reader(number) for number in range(25)), prober(), trouble())
     assert stream.most_consumers == 1
     assert not reading._waiting
-    assert not reading._groups
+    assert not reading._active._groups
     await reading.close()
 
 

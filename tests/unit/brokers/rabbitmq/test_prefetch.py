@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queuecast.brokers.rabbitmq.window import Window
+from queuecast.brokers.rabbitmq.prefetch import PrefetchWindow
 
 
 class Played:
@@ -17,7 +17,7 @@ class Played:
 
     def __init__(self, prefetch: int) -> None:
         self.prefetch = prefetch
-        self.window = Window(prefetch)
+        self.window = PrefetchWindow(prefetch)
         self.outstanding: set[int] = set()
         self.present: set[int] = set()
         self.last = 0
@@ -75,7 +75,7 @@ def test_the_prefetch_is_kept_and_reached(prefetch: int, steps: list[str | int])
 
 
 def test_what_could_not_be_held_makes_it_smaller_and_it_grows_again() -> None:
-    window = Window(1000)
+    window = PrefetchWindow(1000)
     assert window.begin(0, 0) == 1000
     for _ in range(50):
         window.took(1000)
@@ -85,7 +85,7 @@ def test_what_could_not_be_held_makes_it_smaller_and_it_grows_again() -> None:
 
 @pytest.mark.parametrize("room", [0, 10])
 def test_one_is_always_allowed(room: int) -> None:
-    window = Window(5)
+    window = PrefetchWindow(5)
     window.took(1000)
     window.refused(room)
     assert window.begin(0, 4) == 1

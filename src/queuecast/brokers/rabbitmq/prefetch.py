@@ -11,7 +11,7 @@ from __future__ import annotations
 _WEIGHT = 0.1  # of the latest message in the average size
 
 
-class Window:
+class PrefetchWindow:
     """How many unacked deliveries the present consumer tag may have, and has."""
 
     def __init__(self, prefetch: int) -> None:
