@@ -58,9 +58,7 @@ class Beside(Behind):
         return queue
 
     def delete_all(self) -> None:
-        for name in self.queues():
-            with contextlib.suppress(RuntimeError):
-                self.rabbit.ctl("delete_queue", name)
+        self.rabbit.delete_queues(*self.queues())
         wait_until(lambda: not self.queues(), what="all queues are gone")
 
 
