@@ -54,7 +54,7 @@ chaos: $(VENV)/.dev
 
 # The Node.js bridges are peers; without npm the benchmark says that they are missing.
 bench: $(VENV)/.dev
-	@if command -v npm >/dev/null && [ ! benchmarks/node/node_modules/.package-lock.json -nt benchmarks/node/package-lock.json ]; then \
+	@if command -v npm >/dev/null && [ ! -L benchmarks/node/node_modules ] && [ ! benchmarks/node/node_modules/.package-lock.json -nt benchmarks/node/package-lock.json ]; then \
 	    npm ci --prefix benchmarks/node --no-audit --no-fund --loglevel=error || echo "npm ci failed in benchmarks/node" >&2; \
 	fi
 	$(BIN)/python -m benchmarks $(ARGS)
