@@ -12,7 +12,7 @@ SOURCES := $(wildcard src tests benchmarks examples)
 ARGS ?=
 # Test files run side by side, because much of a test with real servers is waiting; in their order,
 # in which the quick ones come last.
-JOBS ?= 3
+JOBS ?= 2
 # Gateways that tests start again and again are compiled once, whatever this shell says.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
