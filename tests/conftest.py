@@ -1,7 +1,6 @@
 """Fixtures for every test: servers, browser, Node.js, and the event loops a test runs on."""
 
 import asyncio
-import gc
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -52,12 +51,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).parts[0] in SECOND_TRY:
             item.add_marker(pytest.mark.flaky(reruns=1))
-
-
-def pytest_collection_finish() -> None:
-    """Keep what collecting made, thousands of items among it, out of Python's looks for garbage."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
