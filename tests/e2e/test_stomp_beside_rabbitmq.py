@@ -44,8 +44,10 @@ class Beside(Behind):
         try:
             yield client, listener
         finally:
-            if client.is_connected():
-                client.disconnect()
+            # After an ERROR the broker closes the connection, perhaps just now.
+            with contextlib.suppress(stomp.exception.NotConnectedException):
+                if client.is_connected():
+                    client.disconnect()
             assert listener.ended.wait(PATIENCE)
 
     def queues(self) -> dict[str, dict[str, Any]]:
