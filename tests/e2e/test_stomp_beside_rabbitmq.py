@@ -45,7 +45,7 @@ class Beside(Behind):
             yield client, listener
         finally:
             # After an ERROR the broker closes the connection, perhaps just now.
-            with contextlib.suppress(stomp.exception.NotConnectedException):
+            with contextlib.suppress(stomp.exception.NotConnectedException, OSError):
                 if client.is_connected():
                     client.disconnect()
             assert listener.ended.wait(PATIENCE)
