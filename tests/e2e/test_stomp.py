@@ -169,8 +169,10 @@ def connected(
     try:
         yield client, listener
     finally:
-        if client.is_connected():
-            client.disconnect()
+        # After an ERROR the server closes the connection, perhaps just now.
+        with contextlib.suppress(stomp.exception.NotConnectedException, OSError):
+            if client.is_connected():
+                client.disconnect()
         assert listener.ended.wait(PATIENCE)
 
 
