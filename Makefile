@@ -13,10 +13,11 @@ ARGS ?=
 # Test files run side by side, because much of a test with real servers is waiting; in their order,
 # in which the quick ones come last.
 JOBS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Gateways that tests start again and again are compiled once, whatever this shell says.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check chaos bench lint format lock clean
+.PHONY: help demo test servers check chaos bench lint format lock clean
 
 help: ## show this list
 	@echo "make demo     start the gateway with its demo pages (needs Python 3.11 or newer, nothing else)"
@@ -34,9 +35,13 @@ help: ## show this list
 demo: $(VENV)/.runtime
 	$(BIN)/queuecast demo $(ARGS)
 
-test: lint
-	scripts/test-servers.sh
+# What is installed for the tests comes over the network, while this machine looks at the sources.
+test:
+	@$(MAKE) --no-print-directory -j 2 lint servers
 	$(PYTEST) $(ARGS)
+
+servers:
+	scripts/test-servers.sh
 
 check: lint
 	$(PYTEST) -q tests/unit tests/server $(ARGS)
@@ -49,7 +54,7 @@ chaos: $(VENV)/.dev
 
 # The Node.js bridges are peers; without npm the benchmark says that they are missing.
 bench: $(VENV)/.dev
-	@if command -v npm >/dev/null && [ ! benchmarks/node/node_modules/.package-lock.json -nt benchmarks/node/package-lock.json ]; then \
+	@if command -v npm >/dev/null && [ ! -L benchmarks/node/node_modules ] && [ ! benchmarks/node/node_modules/.package-lock.json -nt benchmarks/node/package-lock.json ]; then \
 	    npm ci --prefix benchmarks/node --no-audit --no-fund --loglevel=error || echo "npm ci failed in benchmarks/node" >&2; \
 	fi
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -141,8 +141,10 @@ if [ -z "${KAFKA_BOOTSTRAP:-}" ] && [ ! -d "$cache/kafka-$kafka" ]; then
 fi
 
 # npm writes node_modules/.package-lock.json last, so its age tells whether the install is current.
+# A link leads to another checkout's packages, which npm would delete there.
 node_dir=tests/e2e/node
-if have npm && [ ! "$node_dir/node_modules/.package-lock.json" -nt "$node_dir/package-lock.json" ]; then
+if have npm && [ ! -L "$node_dir/node_modules" ] &&
+    [ ! "$node_dir/node_modules/.package-lock.json" -nt "$node_dir/package-lock.json" ]; then
     npm ci --prefix "$node_dir" --no-audit --no-fund --loglevel=error ||
         echo "npm ci failed in $node_dir: the tests that need its packages cannot run." >&2
 fi

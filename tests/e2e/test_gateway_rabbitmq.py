@@ -329,7 +329,7 @@ async def test_what_the_broker_refuses_is_one_client_s_error(
     finally:
         for exchange in (mine, secret):
             raw.exchange_delete(exchange)
-        await asyncio.to_thread(rabbit.ctl, "delete_user", user)
+        await asyncio.to_thread(rabbit.delete_users, user)
 
 
 def connections(rabbit: RabbitMQ, user: str | None = None) -> set[str]:
@@ -478,7 +478,7 @@ async def test_the_password_is_in_no_log_and_no_answer(
         assert password not in caplog.text
         assert not [text for text in shown if password in text]
     finally:
-        await asyncio.to_thread(rabbit.ctl, "delete_user", user)
+        await asyncio.to_thread(rabbit.delete_users, user)
 
 
 async def test_an_exchange_of_another_type_ends_the_start(rabbit: RabbitMQ, raw: Any) -> None:

@@ -44,8 +44,10 @@ class Beside(Behind):
         try:
             yield client, listener
         finally:
-            if client.is_connected():
-                client.disconnect()
+            # After an ERROR the broker closes the connection, perhaps just now.
+            with contextlib.suppress(stomp.exception.NotConnectedException, OSError):
+                if client.is_connected():
+                    client.disconnect()
             assert listener.ended.wait(PATIENCE)
 
     def queues(self) -> dict[str, dict[str, Any]]:
@@ -58,9 +60,7 @@ class Beside(Behind):
         return queue
 
     def delete_all(self) -> None:
-        for name in self.queues():
-            with contextlib.suppress(RuntimeError):
-                self.rabbit.ctl("delete_queue", name)
+        self.rabbit.delete_queues(*self.queues())
         wait_until(lambda: not self.queues(), what="all queues are gone")
 
 

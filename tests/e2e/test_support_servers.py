@@ -62,22 +62,23 @@ def test_a_users_permissions_hold(rabbit: RabbitMQ) -> None:
 
 
 @pytest.mark.rabbitmq
-def test_a_rabbit_is_of_its_version(rabbit_name: str, rabbit_fresh: RabbitServer) -> None:
-    assert rabbit_fresh.ctl("version").startswith(f"{rabbit_name.removeprefix('rabbitmq-')}.")
+def test_a_rabbit_is_of_its_version(rabbit_name: str, rabbit_own: RabbitServer) -> None:
+    assert rabbit_own.ctl("version").startswith(f"{rabbit_name.removeprefix('rabbitmq-')}.")
 
 
 @pytest.mark.rabbitmq
 def test_rabbitmq_4_denies_all_that_is_deprecated(
-    rabbit_name: str, rabbit_fresh: RabbitServer
+    rabbit_name: str, rabbit_own: RabbitServer
 ) -> None:
-    connection = connect(rabbit_fresh.url)
+    connection = connect(rabbit_own.url)
     channel = connection.channel()
     name = unique("transient")
     if rabbit_name == "rabbitmq-3.10":
         channel.queue_declare(name, auto_delete=True)
+        channel.queue_delete(name)
         connection.close()
         return
-    rows = json.loads(rabbit_fresh.ctl("list_deprecated_features", "--formatter", "json"))
+    rows = json.loads(rabbit_own.ctl("list_deprecated_features", "--formatter", "json"))
     permitted = {row["name"] for row in rows if row["deprecation_phase"] == "permitted_by_default"}
     assert "transient_nonexcl_queues" in permitted
     assert permitted <= set(DEPRECATED)
@@ -86,9 +87,9 @@ def test_rabbitmq_4_denies_all_that_is_deprecated(
 
 
 @pytest.mark.rabbitmq
-def test_a_killed_rabbit_keeps_durable_queues(rabbit_fresh: RabbitServer) -> None:
+def test_a_killed_rabbit_keeps_durable_queues(rabbit_own: RabbitServer) -> None:
     durable, exclusive = unique("durable"), unique("exclusive")
-    connection = connect(rabbit_fresh.url)
+    connection = connect(rabbit_own.url)
     channel = connection.channel()
     channel.queue_declare(durable, durable=True)
     channel.queue_declare(exclusive, exclusive=True)
@@ -96,15 +97,15 @@ def test_a_killed_rabbit_keeps_durable_queues(rabbit_fresh: RabbitServer) -> Non
     channel.basic_publish(
         "", durable, b"kept", pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
     )
-    rabbit_fresh.flush()
-    rabbit_fresh.kill()
+    rabbit_own.flush()
+    rabbit_own.kill()
     with pytest.raises(pika.exceptions.AMQPConnectionError):
         connection.process_data_events(time_limit=10)
     with pytest.raises(pika.exceptions.AMQPConnectionError):
-        connect(rabbit_fresh.url)
+        connect(rabbit_own.url)
 
-    rabbit_fresh.start()
-    queues = rabbit_fresh.list_queues()
+    rabbit_own.start()
+    queues = rabbit_own.list_queues()
     assert exclusive not in queues
     assert queues[durable].messages == 1
 
@@ -133,26 +134,26 @@ def programs(server: RabbitServer) -> set[str]:
 
 
 @pytest.mark.rabbitmq
-def test_a_stopped_rabbit_says_goodbye(rabbit_fresh: RabbitServer) -> None:
-    connection = connect(rabbit_fresh.url)
-    rabbit_fresh.stop()
+def test_a_stopped_rabbit_says_goodbye(rabbit_own: RabbitServer) -> None:
+    connection = connect(rabbit_own.url)
+    rabbit_own.stop()
     with pytest.raises(pika.exceptions.ConnectionClosedByBroker) as farewell:
         connection.process_data_events(time_limit=10)
     assert farewell.value.reply_code == 320
-    assert not rabbit_fresh.running
+    assert not rabbit_own.running
 
 
 @pytest.mark.rabbitmq
-def test_rabbit_closes_every_connection(rabbit_fresh: RabbitServer) -> None:
-    connection = connect(rabbit_fresh.url)
-    rabbit_fresh.close_all_connections("by a test")
+def test_rabbit_closes_every_connection(rabbit_own: RabbitServer) -> None:
+    connection = connect(rabbit_own.url)
+    rabbit_own.close_all_connections("by a test")
     with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="by a test"):
         connection.process_data_events(time_limit=10)
 
 
 @pytest.mark.rabbitmq
-async def test_a_cut_between_client_and_rabbit(rabbit_fresh: RabbitServer) -> None:
-    async with TcpProxy("127.0.0.1", rabbit_fresh.port) as proxy:
+async def test_a_cut_between_client_and_rabbit(rabbit_own: RabbitServer) -> None:
+    async with TcpProxy("127.0.0.1", rabbit_own.port) as proxy:
         url = f"amqp://guest:guest@127.0.0.1:{proxy.port}/"
         connection = await asyncio.to_thread(connect, url)
         assert proxy.connections == 1

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,19 +47,40 @@ DEPRECATED = (
 # What rabbitmqctl's lists ask the node, as far as tests ask again and again; {} are the virtual
 # host and the columns.
 _LISTS = {
-    "list_queues": "rabbit_amqqueue:info_all({}, {})",
-    "list_bindings": "rabbit_binding:info_all({}, {})",
+    "list_queues": "rabbit_amqqueue:info_all({0}, {1})",
+    "list_bindings": "rabbit_binding:info_all({0}, {1})",
+    "list_consumers": "[[{{I, V}} || {{I, V}} <- C, lists:member(I, {1})]"
+    " || C <- rabbit_amqqueue:consumers_all({0})]",
 }
-# Columns that are names and counts, and so the same in JSON.
+# Columns that are names, counts and tables of such, and so the same in JSON.
 _PLAIN = {
     *("name", "messages", "messages_ready", "messages_unacknowledged", "consumers"),
+    *("durable", "auto_delete", "exclusive", "arguments"),
     *("source_name", "destination_name", "destination_kind", "routing_key"),
+    *("queue_name", "consumer_tag", "prefetch_count"),
 }
 _ROWS = """rabbit_json:encode([
     maps:from_list([
-        {{Item, case Value of {{resource, _, _, Name}} -> Name; _ -> Value end}}
+        {{Item, case Value of
+            {{resource, _, _, Name}} -> Name;
+            Table when is_list(Table) -> [tuple_to_list(Each) || Each <- Table];
+            _ -> Value
+        end}}
         || {{Item, Value}} <- Row])
     || Row <- {}])"""
+
+
+# Who the broker notes as having changed its users.
+_ACTING = '<<"test">>'
+
+
+def _text(value: str) -> str:
+    """Return an Erlang expression for the text as UTF-8."""
+    return f"<<{','.join(map(str, value.encode()))}>>"
+
+
+def _texts(values: Sequence[str]) -> str:
+    return f"[{','.join(map(_text, values))}]"
 
 
 def unique(prefix: str) -> str:
@@ -122,6 +144,10 @@ class RabbitMQ:
     def _environment(self) -> dict[str, str]:
         return dict(os.environ)
 
+    def run(self, expressions: str) -> None:
+        """Have the node evaluate Erlang expressions; raises RuntimeError when one fails."""
+        self.ctl("eval", f"{expressions}.")
+
     def rows(self, what: str, *columns: str, everywhere: bool = False) -> list[dict[str, Any]]:
         """Return what a `list_…` command of rabbitmqctl says, a row each; all virtual hosts'?"""
         where = () if everywhere else ("--vhost", self.virtual_host)
@@ -154,9 +180,18 @@ class RabbitMQ:
             connection.close()
         return QueueInfo(name, declared.message_count, declared.consumer_count)
 
+    def delete_queues(self, *names: str) -> None:
+        """Delete queues, whatever is in them and whoever uses them."""
+        host = _text(self.virtual_host)
+        self.run(
+            f"[case rabbit_amqqueue:lookup(rabbit_misc:r({host}, queue, Name)) of"
+            f" {{ok, Queue}} -> catch rabbit_amqqueue:delete(Queue, false, false, {_ACTING});"
+            f" _ -> none end || Name <- {_texts(names)}]"
+        )
+
     def list_consumers(self) -> list[dict[str, Any]]:
-        """Return rabbitmqctl's list_consumers: queue_name, consumer_tag, prefetch_count …"""
-        return self.rows("list_consumers")
+        """Return queue_name, consumer_tag and prefetch_count per consumer."""
+        return self.rows("list_consumers", "queue_name", "consumer_tag", "prefetch_count")
 
     def list_bindings(self) -> list[dict[str, Any]]:
         """Return source_name, destination_name, destination_kind, routing_key per binding."""
@@ -170,18 +205,47 @@ class RabbitMQ:
 
     def close_all_connections(self, reason: str = "closed by a test") -> None:
         """Have the broker close every connection: CONNECTION_FORCED to each client."""
+        # With rabbitmqctl, as the lists of connections: one that was just opened is entered into
+        # them a moment later, and a question that takes milliseconds would miss it.
         self.ctl("close_all_connections", reason)
 
     def add_user(
         self, name: str, password: str, configure: str = ".*", write: str = ".*", read: str = ".*"
     ) -> str:
         """Add a user with permissions (regular expressions) and return the user's broker URL."""
-        self.ctl("add_user", name, password)
-        self.ctl("set_permissions", "--vhost", self.virtual_host, name, configure, write, read)
+        self.add_users([name], password, configure, write, read)
         parts = urlsplit(self.url)
         address = parts.netloc.rpartition("@")[2]
         login = f"{quote(name, safe='')}:{quote(password, safe='')}"
         return parts._replace(netloc=f"{login}@{address}").geturl()
+
+    def add_users(
+        self,
+        names: Sequence[str],
+        password: str,
+        configure: str = ".*",
+        write: str = ".*",
+        read: str = ".*",
+    ) -> None:
+        """Add users who have the same password and permissions."""
+        add = f"rabbit_auth_backend_internal:add_user(User, {_text(password)}, {_ACTING})"
+        self.run(f"[ok = {add} || User <- {_texts(names)}]")
+        self.permit(names, configure, write, read)
+
+    def permit(
+        self, names: Sequence[str], configure: str = ".*", write: str = ".*", read: str = ".*"
+    ) -> None:
+        """Give users permissions in the virtual host."""
+        rights = ", ".join(map(_text, (self.virtual_host, configure, write, read)))
+        permit = f"rabbit_auth_backend_internal:set_permissions(User, {rights}, {_ACTING})"
+        self.run(f"[ok = {permit} || User <- {_texts(names)}]")
+
+    def delete_users(self, *names: str) -> None:
+        """Delete users; one who is not there is none of them already."""
+        self.run(
+            f"[catch rabbit_auth_backend_internal:delete_user(User, {_ACTING})"
+            f" || User <- {_texts(names)}]"
+        )
 
     def close(self) -> None:
         """Give up what this object started: nothing, when somebody else runs the broker."""
@@ -256,14 +320,20 @@ class RabbitServer(RabbitMQ):
         erl_call = find_erl_call()
         if erl_call is None or what not in _LISTS or not _PLAIN.issuperset(columns):
             return super().rows(what, *columns, everywhere=everywhere)
-        host = f'<<"{self.virtual_host}"/utf8>>'
-        asked = _LISTS[what].format(host, f"[{', '.join(columns)}]")
-        cookie = (self.directory / "home" / ".erlang.cookie").read_text()
-        environment = self._environment()
-        found: list[dict[str, Any]] = evaluate(
-            erl_call, self.name, cookie, _ROWS.format(asked), env=environment
-        )
+        asked = _LISTS[what].format(_text(self.virtual_host), f"[{', '.join(columns)}]")
+        found: list[dict[str, Any]] = self._evaluate(erl_call, _ROWS.format(asked))
         return found
+
+    def run(self, expressions: str) -> None:
+        erl_call = find_erl_call()
+        if erl_call is None:
+            super().run(expressions)
+        else:
+            self._evaluate(erl_call, f"begin {expressions}, rabbit_json:encode(ok) end")
+
+    def _evaluate(self, erl_call: str, expression: str) -> Any:
+        cookie = (self.directory / "home" / ".erlang.cookie").read_text()
+        return evaluate(erl_call, self.name, cookie, expression, env=self._environment())
 
     @property
     def running(self) -> bool:
