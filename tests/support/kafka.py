@@ -133,9 +133,6 @@ class KafkaServer(Kafka):
             "transaction.state.log.min.isr=1",
             "transaction.state.log.num.partitions=2",
             "group.initial.rebalance.delay.ms=0",
-            # After a kill it is let in once its former life's session is over; 9 s by default.
-            "broker.session.timeout.ms=5000",
-            "broker.heartbeat.interval.ms=1000",
             "log.retention.check.interval.ms=1000",
             # Tests publish with timestamps of years ago.
             "log.retention.ms=-1",
