@@ -85,6 +85,15 @@ async def test_a_head_without_one_good_key_is_read_though_another_is_known(
         assert (await client.until(b"\r\n")).startswith(b"HTTP/1.1 %d " % status)
 
 
+@pytest.mark.parametrize("first", [KEY, b""])
+async def test_a_stream_whose_head_has_a_key_is_a_stream_each_time(first: bytes) -> None:
+    async with running() as house:
+        for key in (first, KEY, OTHER):
+            line = f"Sec-WebSocket-Key: {key.decode()}"
+            await (await house.connect(request("GET", "/sse/topic/a", line))).opened()
+        assert len(openings(house)) == 1
+
+
 async def test_refusals_are_made_each_time() -> None:
     async with running() as house:
         for _ in range(2):

@@ -66,7 +66,8 @@ class Openings:
         if opening is None or (opening.is_websocket and key is None):
             return None
         self._kept.move_to_end(head)
-        return opening, key
+        # One that a stream's head has for no reason opens no WebSocket.
+        return opening, key if opening.is_websocket else None
 
     def keep(self, raw: bytes, opening: Opening) -> None:
         """Remember what a head asks for. raw: its bytes, no more."""
