@@ -131,6 +131,14 @@ async def test_a_mistake_of_ours_is_answered_and_logged(caplog: pytest.LogCaptur
         await house.eventually(lambda: house.server.sockets.open == 1)
 
 
+@pytest.mark.parametrize("line", ["Cookie: a=b", "authorization: Basic YTpi"])
+async def test_no_clients_secret_is_kept(line: str) -> None:
+    async with running(server={"stomp_http_auth": True}) as house:
+        for path in ("/ws", "/ws/topic/a", "/ws"):
+            assert await accepted(house, upgrade(path, line)) == accept_key(KEY.decode())
+        assert len(openings(house)) == 0
+
+
 async def test_strangers_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "_KEPT", 3)
     async with running() as house:
@@ -167,7 +175,7 @@ def _opening(data: bytes) -> Opening | None:
 
 def test_whatever_is_known_means_what_its_reader_understands() -> None:
     random.seed(6)
-    heads = [upgrade("/ws/topic/a"), upgrade("/ws", "Cookie: a=b"), request("GET", "/sse/a")]
+    heads = [upgrade("/ws/topic/a"), upgrade("/ws", "X: a=b"), request("GET", "/sse/a")]
     pieces = [
         b"\r\n",
         b"\n",
