@@ -50,11 +50,12 @@ class Climb:
         size: int = 0,
         cpu: Callable[[], float] | None = None,
         may_fail: bool = False,
+        alike: bool = True,
     ) -> None:
         """size: of a message, the plan's unless given. cpu: the server's seconds of CPU so far.
 
         may_fail: a server that ends connections or refuses messages when it cannot keep up has
-        not held that rate; else that is an error of the benchmark.
+        not held that rate; else that is an error of the benchmark. alike: see Receiver.open.
         """
         self._bench = bench
         self._name = name
@@ -64,6 +65,7 @@ class Climb:
         self._size = size or bench.plan.size
         self._cpu = cpu
         self._may_fail = may_fail
+        self._alike = alike
 
     def best(self, first: float) -> Step:
         """Raise the rate and return the best step that held; BenchmarkError when none did.
@@ -72,7 +74,7 @@ class Climb:
         """
         plan = self._bench.plan
         with Crowd() as crowd:
-            crowd.open(self._port, self._wire, plan.subscribers)
+            crowd.open(self._port, self._wire, plan.subscribers, alike=self._alike)
             self._step(crowd, first, _WARM_UP)
             held: list[Step] = []
             low, high = 0.0, 0.0
@@ -119,7 +121,7 @@ class Climb:
             # Too much for the server's bounds: nobody is told a figure from dropped work.
             self._bench.report(f"  {self._name}, {rate:,.0f} messages/s: lost {done.lost:,}")
             crowd.close()
-            crowd.open(self._port, self._wire, plan.subscribers)
+            crowd.open(self._port, self._wire, plan.subscribers, alike=self._alike)
             return Step(rate, 0.0, float("inf"), float("inf"), None, held=False)
         found = done.latency
         delivered = deliveries / elapsed

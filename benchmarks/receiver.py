@@ -97,17 +97,20 @@ class Receiver:
         since: str = "",
         destinations: list[str] | None = None,
         cookies: bool = False,
+        alike: bool = True,
     ) -> child.Answer:
         """Connect and wait until every subscription is live; returns when it began and ended.
 
         first: the number of the first connection. topics: how many destinations they are spread
         over, 0 for the one that everybody has; `subscriptions` of them for each connection.
         since: resume there, and count what comes at once. destinations: names instead of those.
-        cookies: each has one of its own, over WebSocket.
+        cookies: each has one of its own, over WebSocket. alike: False where several processes serve
+        them, each with positions of its own.
         """
         self._wire = ALL[wire]
         self._even = self._wire.even and topics <= 1
-        self._alike = self._even and self._wire.alike and subscriptions == 1 and not destinations
+        self._alike = alike and self._even and self._wire.alike and subscriptions == 1
+        self._alike = self._alike and not destinations
         if since:
             self.begin(stamped=False)
         started = time.monotonic()

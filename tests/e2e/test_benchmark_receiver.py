@@ -2,6 +2,7 @@
 
 import select
 import socket
+import threading
 
 import pytest
 
@@ -113,6 +114,39 @@ def test_a_reference_knows_its_messages_and_their_stamps() -> None:
     assert reference.take(each // 2, memoryview(data[each // 2 : each + 1])) == (1, 0)
     assert reference.take(each, memoryview(data[each:])) == (1, 3)
     assert reference.take(each, memoryview(b"\x81\x64" + bytes(each - 2))) is None
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_workers_have_positions_of_their_own(alike: bool) -> None:
+    receiver = Receiver()
+    served: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for _ in range(2):
+                client = listener.accept()[0]
+                served.append(client)
+                client.recv(65536)
+                client.sendall(WIRES["sse"].usual[0].answer)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        receiver.open(listener.getsockname()[1], "sse", 2, alike=alike)
+        server.join()
+    receiver.begin(stamped=False)
+    for number, client in enumerate(served):
+        for each in range(3):
+            client.sendall(
+                b"id: worker%d-%d\ndata: %b\n\n" % (number, each, message.body(each, 50))
+            )
+    if alike:
+        with pytest.raises(ValueError, match="other bytes"):
+            receiver.finish(3, 3, silence=0.2)
+    else:
+        receiver.finish(3, 3, silence=0.2)
+    receiver.close()
+    for client in served:
+        client.close()
 
 
 def test_only_peers_streams_differ() -> None:

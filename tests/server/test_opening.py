@@ -85,6 +85,15 @@ async def test_a_head_without_one_good_key_is_read_though_another_is_known(
         assert (await client.until(b"\r\n")).startswith(b"HTTP/1.1 %d " % status)
 
 
+@pytest.mark.parametrize("first", [KEY, b""])
+async def test_a_stream_whose_head_has_a_key_is_a_stream_each_time(first: bytes) -> None:
+    async with running() as house:
+        for key in (first, KEY, OTHER):
+            line = f"Sec-WebSocket-Key: {key.decode()}"
+            await (await house.connect(request("GET", "/sse/topic/a", line))).opened()
+        assert len(openings(house)) == 1
+
+
 async def test_refusals_are_made_each_time() -> None:
     async with running() as house:
         for _ in range(2):
@@ -120,6 +129,14 @@ async def test_a_mistake_of_ours_is_answered_and_logged(caplog: pytest.LogCaptur
             assert (await client.problem())[0] == 500
         assert "beginning a connection failed" in caplog.text
         await house.eventually(lambda: house.server.sockets.open == 1)
+
+
+@pytest.mark.parametrize("line", ["Cookie: a=b", "authorization: Basic YTpi"])
+async def test_no_clients_secret_is_kept(line: str) -> None:
+    async with running(server={"stomp_http_auth": True}) as house:
+        for path in ("/ws", "/ws/topic/a", "/ws"):
+            assert await accepted(house, upgrade(path, line)) == accept_key(KEY.decode())
+        assert len(openings(house)) == 0
 
 
 async def test_strangers_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +175,7 @@ def _opening(data: bytes) -> Opening | None:
 
 def test_whatever_is_known_means_what_its_reader_understands() -> None:
     random.seed(6)
-    heads = [upgrade("/ws/topic/a"), upgrade("/ws", "Cookie: a=b"), request("GET", "/sse/a")]
+    heads = [upgrade("/ws/topic/a"), upgrade("/ws", "X: a=b"), request("GET", "/sse/a")]
     pieces = [
         b"\r\n",
         b"\n",

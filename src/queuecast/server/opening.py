@@ -16,10 +16,12 @@ from typing import NamedTuple
 from ..sessions.request import SubscribeRequest
 from .gate import Cors
 
-# Bytes of a head, and how many are kept: a few MB, whatever strangers say. Those with cookies push
-# each other out and are read as if there were none.
+# Bytes of a head, and how many are kept: some 5 MB, and 20 for strangers who fill each with as many
+# tiny headers or destinations as fit.
 _MOST_HEAD = 2 * 1024
 _KEPT = 1000
+# What one client alone has to say: no other's head is like it, and no secret outlives its client.
+_OWN = frozenset(("cookie", "authorization", "proxy-authorization"))
 
 # The line as browsers write it, with the base64 of 16 bytes (RFC 6455 section 4.1). No other line
 # of a head can look like it, so heads that differ in it alone differ in the key alone.
@@ -66,12 +68,15 @@ class Openings:
         if opening is None or (opening.is_websocket and key is None):
             return None
         self._kept.move_to_end(head)
-        return opening, key
+        # One that a stream's head has for no reason opens no WebSocket.
+        return opening, key if opening.is_websocket else None
 
     def keep(self, raw: bytes, opening: Opening) -> None:
-        """Remember what a head asks for. raw: its bytes, no more."""
+        """Remember what a head asks for, if others may have the same. raw: its bytes, no more."""
+        if len(raw) > _MOST_HEAD or not _OWN.isdisjoint(opening.headers):
+            return
         head, key = _split(raw)
-        if len(raw) > _MOST_HEAD or (opening.is_websocket and key is None):
+        if opening.is_websocket and key is None:
             return
         self._kept[head] = opening
         if len(self._kept) > _KEPT:
