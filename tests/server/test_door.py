@@ -56,17 +56,17 @@ async def test_equal_requests_are_read_once_and_allowed_each_time() -> None:
         services.allow = ask
         gate, openings = house.server._gate, house.server._push._openings
         for number in range(3):
-            # A cookie makes heads unequal, what they ask for is the same.
-            client = await house.connect(request("GET", "/sse/topic/a", f"Cookie: n={number}"))
+            # The heads are not equal, what they ask for is the same.
+            client = await house.connect(request("GET", "/sse/topic/a", f"X-Number: {number}"))
             await client.opened()
             assert gate._kept_subscription.cache_info()[:2] == (number, 1)
         assert len(openings) == 3
         for _ in range(2):
-            client = await house.connect(request("GET", "/sse/topic/a", "Cookie: n=1"))
+            client = await house.connect(request("GET", "/sse/topic/a", "X-Number: 1"))
             await client.opened()
         assert (len(openings), gate._kept_subscription.cache_info()[:2]) == (3, (2, 1))
         denied.append("/topic/a")
-        client = await house.connect(request("GET", "/sse/topic/a", "Cookie: n=1"))
+        client = await house.connect(request("GET", "/sse/topic/a", "X-Number: 1"))
         assert (await client.problem())[0] == 403
         # What no page asks for fills no memory, and what is wrong is not kept.
         for path in ("/sse/topic/" + "a" * 250 + "?" + "x=1&" * 300, "/sse/topic/a?last=x"):
