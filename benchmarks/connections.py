@@ -40,7 +40,7 @@ def measure(bench: Bench) -> Iterator[Row]:
                 bench, servers | {"aiohttp": bare} if wire == "ws" else servers, wire
             )
         if "ws" in bench.plan.wires:
-            yield from _connects(bench, {"aiohttp": bare, "gateway": ours}, "ws", cookies=True)
+            yield from _connects(bench, {"aiohttp": bare, "gateway": ours}, "ws", unlike=True)
     yield from _starts(bench)
     for wire in ("ws", "sse", "stomp"):
         if wire in bench.plan.wires:
@@ -48,11 +48,11 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def _connects(
-    bench: Bench, servers: dict[str, Rig], wire: str, *, cookies: bool = False
+    bench: Bench, servers: dict[str, Rig], wire: str, *, unlike: bool = False
 ) -> Iterator[Row]:
     plan = bench.plan
     count = plan.allowed(plan.connects)
-    each = ", a cookie each" if cookies else ""
+    each = ", no two heads alike" if unlike else ""
     bench.report(f"connections: {count:,} connects, {WIRES[wire].title}{each}")
     for rig in servers.values():
         rig.open(wire, min(100, count))
@@ -60,7 +60,7 @@ def _connects(
     rates: dict[str, list[float]] = {name: [] for name in servers}
     for _ in range(plan.rounds):
         for name, rig in servers.items():
-            rates[name].append(count / rig.open(wire, count, cookies=cookies))
+            rates[name].append(count / rig.open(wire, count, unlike=unlike))
             rig.close()
     for name in servers:
         if name != "gateway":

@@ -96,7 +96,7 @@ class Receiver:
         subscriptions: int = 1,
         since: str = "",
         destinations: list[str] | None = None,
-        cookies: bool = False,
+        unlike: bool = False,
         alike: bool = True,
     ) -> child.Answer:
         """Connect and wait until every subscription is live; returns when it began and ended.
@@ -104,7 +104,7 @@ class Receiver:
         first: the number of the first connection. topics: how many destinations they are spread
         over, 0 for the one that everybody has; `subscriptions` of them for each connection.
         since: resume there, and count what comes at once. destinations: names instead of those.
-        cookies: each has one of its own, over WebSocket. alike: False where several processes serve
+        unlike: no two heads are alike, over WebSocket. alike: False where several processes serve
         them, each with positions of its own.
         """
         self._wire = ALL[wire]
@@ -125,7 +125,7 @@ class Receiver:
                 if destinations is not None:
                     names = [destinations[topic] for topic in chosen]
                 dialled.append((_dial(port), chosen, self._wire.turns(names, since)))
-                dialled[-1][0].sendall(personal(dialled[-1][2][0].ask, cookie=cookies))
+                dialled[-1][0].sendall(personal(dialled[-1][2][0].ask, unlike=unlike))
             self._greet(before, since)
             before = dialled
         self._greet(before, since)

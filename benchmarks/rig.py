@@ -65,11 +65,11 @@ class Rig(Owner):
         topics: int = 0,
         subscriptions: int = 1,
         since: str = "",
-        cookies: bool = False,
+        unlike: bool = False,
     ) -> float:
         """Connect `count` subscribers and wait until they are live; returns the seconds it took.
 
-        topics, subscriptions, since, cookies: as receiver.Receiver.open. The null server knows no
+        topics, subscriptions, since, unlike: as receiver.Receiver.open. The null server knows no
         destinations: it writes as many messages to each connection.
         """
         self._topics = topics
@@ -86,7 +86,7 @@ class Rig(Owner):
                 topics=topics,
                 subscriptions=subscriptions,
                 since=since,
-                cookies=cookies,
+                unlike=unlike,
             )
         self._await(count)
         return took

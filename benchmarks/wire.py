@@ -102,13 +102,16 @@ def upgrade(path: str, *lines: str) -> bytes:
     )
 
 
-def personal(ask: bytes, *, cookie: bool = False) -> bytes:
-    """Return what one client says: the key of its handshake is its own, and so is a cookie."""
+def personal(ask: bytes, *, unlike: bool = False) -> bytes:
+    """Return what one client says: the key of its handshake is its own.
+
+    unlike: so is another line, a proxy's, so that no two heads are alike.
+    """
     head, line, _ = ask.partition(_KEY_LINE)
     if not line:
         return ask
     key = base64.b64encode(random.randbytes(16))
-    more = b"Cookie: visitor=%032x\r\n" % random.getrandbits(128) if cookie else b""
+    more = b"X-Forwarded-For: 10.%d.%d.%d\r\n" % tuple(random.randbytes(3)) if unlike else b""
     return b"%b%b%b\r\n%b\r\n" % (head, line, key, more)
 
 

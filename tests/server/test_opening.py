@@ -131,12 +131,43 @@ async def test_a_mistake_of_ours_is_answered_and_logged(caplog: pytest.LogCaptur
         await house.eventually(lambda: house.server.sockets.open == 1)
 
 
-@pytest.mark.parametrize("line", ["Cookie: a=b", "authorization: Basic YTpi"])
-async def test_no_clients_secret_is_kept(line: str) -> None:
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("authorization: Basic c2VjcmV0",),
+        ("cookie: a=c2VjcmV0",),
+        ("Cookie: a=1", "Cookie: a=c2VjcmV0"),
+        ("Cookie: a=1", "cookie: a=c2VjcmV0"),
+        ("Cookie:  a=\tc2VjcmV0",),
+        ("Cookie: a=c2VjcmV0é",),
+    ],
+)
+async def test_no_clients_secret_is_kept(lines: tuple[str, ...]) -> None:
     async with running(server={"stomp_http_auth": True}) as house:
         for path in ("/ws", "/ws/topic/a", "/ws"):
-            assert await accepted(house, upgrade(path, line)) == accept_key(KEY.decode())
+            assert await accepted(house, upgrade(path, *lines)) == accept_key(KEY.decode())
         assert len(openings(house)) == 0
+
+
+async def test_heads_that_differ_in_the_cookie_are_read_once_and_none_is_kept() -> None:
+    async with running() as house:
+        for value in ("a=c2VjcmV0", "", " a=b; c=d ", "x" * 3000):
+            head = upgrade("/ws/topic/a", f"Cookie: {value}")
+            assert await accepted(house, head) == accept_key(KEY.decode())
+        assert len(openings(house)) == 1
+        ((head, kept),) = openings(house)._kept.items()
+        assert b"c2VjcmV0" not in head
+        assert "cookie" not in kept.headers
+        # A line more is another head: there is a limit on lines.
+        assert await accepted(house, upgrade("/ws/topic/a")) == accept_key(KEY.decode())
+        assert len(openings(house)) == 2
+
+
+async def test_a_known_head_is_refused_where_a_cookie_makes_it_too_long() -> None:
+    async with running(limits={"head": 1024}) as house:
+        assert await accepted(house, upgrade("/ws/topic/a", "Cookie: a=b"))
+        client = await house.connect(upgrade("/ws/topic/a", f"Cookie: {'x' * 1024}"))
+        assert (await client.problem())[0] == 431
 
 
 async def test_strangers_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +206,11 @@ def _opening(data: bytes) -> Opening | None:
 
 def test_whatever_is_known_means_what_its_reader_understands() -> None:
     random.seed(6)
-    heads = [upgrade("/ws/topic/a"), upgrade("/ws", "X: a=b"), request("GET", "/sse/a")]
+    heads = [
+        upgrade("/ws/topic/a"),
+        upgrade("/ws", "X: a=b", "Cookie: a=b; c=d"),
+        request("GET", "/sse/a", "Cookie: a=b"),
+    ]
     pieces = [
         b"\r\n",
         b"\n",
@@ -215,10 +250,9 @@ def test_whatever_is_known_means_what_its_reader_understands() -> None:
         known += 1
         opened, key = hit
         assert understood is not None
-        assert (opened.headers, opened.is_websocket) == (
-            understood.headers,
-            understood.is_websocket,
-        )
+        headers = dict(understood.headers)
+        assert (headers.pop("cookie", None) is None) == (b"\r\nCookie: " not in data)
+        assert (opened.headers, opened.is_websocket) == (headers, understood.is_websocket)
         if opened.is_websocket:
             assert key is not None
             assert b"\r\nSec-WebSocket-Key: " + key.encode() + b"\r\n" in data

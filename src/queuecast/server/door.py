@@ -183,6 +183,8 @@ class Door(Connection):
     def _is_known(self, data: bytes) -> bool:
         """Begin what a client wants whose first bytes others have sent; returns whether it did."""
         doors = self._doors
+        if len(data) > doors.limits.head:
+            return False
         try:
             session = doors.push.again(self.transport, data)
             if session is None:
