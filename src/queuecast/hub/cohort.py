@@ -86,32 +86,40 @@ class Cohort:
 
     # -- bytes ----------------------------------------------------------------------------
 
-    def flush(self, outlets: list[Outlet]) -> bool:
-        """Put the next chunk into every member's box; returns whether there is more."""
-        if not self.members:
-            return False
-        log = self.feed.log
-        if self.cursor == log.next:
-            return False
-        if self.cursor < log.base:
-            # The node's bound took a burst's beginning before the tick: each is told the gap.
-            for subscription in list(self.members):
-                self.part(subscription)
-                self.feed.ticker.chase(subscription)
-            return False
-        chunk = self.chunk(self.cursor, self.vector)
-        stats = self.feed.ticker.stats
-        stats.deliveries += len(self.members) * (chunk.end - self.cursor)
-        self.cursor = chunk.end
-        self.vector = chunk.after
-        data = chunk.data
-        stats.bytes += len(self.members) * len(data)
+    @property
+    def due(self) -> bool:
+        """Whether there is something that the members have not got."""
+        return bool(self.members) and self.cursor != self.feed.log.next
+
+    def flush(self, outlets: list[Outlet]) -> None:
+        """Put the next chunk into every member's box, and those whose box was empty in a list."""
+        data = self.take()
+        if data is None:
+            return
         for outlet in self.members.values():
             box = outlet.box
             if not box:
                 outlets.append(outlet)
             box.append(data)
-        return chunk.end != log.next
+
+    def take(self) -> bytes | None:
+        """Return the next chunk, which every member is about to get; None: there is none."""
+        if not self.due:
+            return None
+        log = self.feed.log
+        if self.cursor < log.base:
+            # The node's bound took a burst's beginning before the tick: each is told the gap.
+            for subscription in list(self.members):
+                self.part(subscription)
+                self.feed.ticker.chase(subscription)
+            return None
+        chunk = self.chunk(self.cursor, self.vector)
+        stats = self.feed.ticker.stats
+        stats.deliveries += len(self.members) * (chunk.end - self.cursor)
+        self.cursor = chunk.end
+        self.vector = chunk.after
+        stats.bytes += len(self.members) * len(chunk.data)
+        return chunk.data
 
     def encode(self, entries: Sequence[Entry], vector: Vector) -> tuple[int, Vector, bytes]:
         """Encode entries whose place before is `vector`, as many as fit into a write.

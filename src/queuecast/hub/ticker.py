@@ -143,10 +143,16 @@ class Ticker:
             if feed.parked:
                 feed.wake_parked()
         self._serve_behind(outlets)
-        more: list[Cohort] = [cohort for feed in dirty for cohort in feed.cohorts.values()]
+        more = [cohort for feed in dirty for cohort in feed.cohorts.values() if cohort.due]
         while more or outlets:
-            more = [cohort for cohort in more if self._flush(cohort, outlets)]
-            self._write(outlets, dirty)
+            if len(more) == 1 and not outlets:
+                # Nothing is to be joined with anything: each client is looked at once, not twice.
+                self._write_alone(more[0], dirty)
+            else:
+                for cohort in more:
+                    self._flush(cohort, outlets)
+                self._write(outlets, dirty)
+            more = [cohort for cohort in more if cohort.due]
         now = self._runtime.now()
         for feed in dirty:
             feed.log.evict(now)
@@ -184,14 +190,32 @@ class Ticker:
                     outlets.append(outlet)
                 box.append(data)
 
-    def _flush(self, cohort: Cohort, outlets: list[Outlet]) -> bool:
+    def _flush(self, cohort: Cohort, outlets: list[Outlet]) -> None:
         try:
-            return cohort.flush(outlets)
+            cohort.flush(outlets)
         except Exception:
-            logger.exception("encoding %r failed, its subscribers are closed", cohort.encoding)
-            for subscription in list(cohort.members):
-                subscription.fail(_broken())
-            return False
+            self._end(cohort)
+
+    def _write_alone(self, cohort: Cohort, dirty: Iterable[Feed]) -> None:
+        try:
+            data = cohort.take()
+        except Exception:
+            self._end(cohort)
+            return
+        if data is None:
+            return
+        outlets = list(cohort.members.values())
+        self.stats.writes += len(outlets)
+        for outlet in outlets:
+            try:
+                outlet.write(data)
+            except Exception:
+                self._cut_off(outlet, dirty)
+
+    def _end(self, cohort: Cohort) -> None:
+        logger.exception("encoding %r failed, its subscribers are closed", cohort.encoding)
+        for subscription in list(cohort.members):
+            subscription.fail(_broken())
 
     def _write(self, outlets: list[Outlet], dirty: Iterable[Feed]) -> None:
         self.stats.writes += len(outlets)
@@ -202,14 +226,18 @@ class Ticker:
             try:
                 outlet.write(data)
             except Exception:
-                # Going on would be a silent hole for this one, stopping one for all the others.
-                logger.exception("a write failed, its subscriptions are closed")
-                error = QueuecastError("the connection's write failed, see the gateway's log")
-                for subscriptions in (self._behind, *(feed.subscribers for feed in dirty)):
-                    for subscription in list(subscriptions):
-                        if subscription.outlet is outlet and not subscription.closed:
-                            subscription.fail(error)
+                self._cut_off(outlet, dirty)
         outlets.clear()
+
+    def _cut_off(self, outlet: Outlet, dirty: Iterable[Feed]) -> None:
+        """End a client whose write failed: going on would be a silent hole for it, stopping one
+        for all the others."""
+        logger.exception("a write failed, its subscriptions are closed")
+        error = QueuecastError("the connection's write failed, see the gateway's log")
+        for subscriptions in (self._behind, *(feed.subscribers for feed in dirty)):
+            for subscription in list(subscriptions):
+                if subscription.outlet is outlet and not subscription.closed:
+                    subscription.fail(error)
 
 
 def _broken() -> QueuecastError:
