@@ -194,13 +194,15 @@ class Ticker:
         try:
             cohort.flush(outlets)
         except Exception:
-            self._end(cohort)
+            logger.exception("encoding %r failed, its subscribers are closed", cohort.encoding)
+            _end(cohort)
 
     def _write_alone(self, cohort: Cohort, dirty: Iterable[Feed]) -> None:
         try:
             data = cohort.take()
         except Exception:
-            self._end(cohort)
+            logger.exception("encoding %r failed, its subscribers are closed", cohort.encoding)
+            _end(cohort)
             return
         if data is None:
             return
@@ -210,12 +212,8 @@ class Ticker:
             try:
                 outlet.write(data)
             except Exception:
+                logger.exception("a write failed, its subscriptions are closed")
                 self._cut_off(outlet, dirty)
-
-    def _end(self, cohort: Cohort) -> None:
-        logger.exception("encoding %r failed, its subscribers are closed", cohort.encoding)
-        for subscription in list(cohort.members):
-            subscription.fail(_broken())
 
     def _write(self, outlets: list[Outlet], dirty: Iterable[Feed]) -> None:
         self.stats.writes += len(outlets)
@@ -226,18 +224,23 @@ class Ticker:
             try:
                 outlet.write(data)
             except Exception:
+                logger.exception("a write failed, its subscriptions are closed")
                 self._cut_off(outlet, dirty)
         outlets.clear()
 
     def _cut_off(self, outlet: Outlet, dirty: Iterable[Feed]) -> None:
         """End a client whose write failed: going on would be a silent hole for it, stopping one
         for all the others."""
-        logger.exception("a write failed, its subscriptions are closed")
         error = QueuecastError("the connection's write failed, see the gateway's log")
         for subscriptions in (self._behind, *(feed.subscribers for feed in dirty)):
             for subscription in list(subscriptions):
                 if subscription.outlet is outlet and not subscription.closed:
                     subscription.fail(error)
+
+
+def _end(cohort: Cohort) -> None:
+    for subscription in list(cohort.members):
+        subscription.fail(_broken())
 
 
 def _broken() -> QueuecastError:
