@@ -21,6 +21,8 @@ from .gate import Cors
 # tiny headers or destinations as fit.
 _MOST_HEAD = 2 * 1024
 _KEPT = 1000
+# Heads of which no more is known than, by a hash, that they were there.
+_SEEN = 4096
 # Heads with a login are not kept: it is its client's secret, and decides about the answer.
 _LOGINS = frozenset(("authorization", "proxy-authorization"))
 
@@ -54,6 +56,7 @@ class Openings:
     def __init__(self) -> None:
         # By the head without key and cookie; used longest ago first.
         self._kept: OrderedDict[bytes, Opening] = OrderedDict()
+        self._seen: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -75,9 +78,19 @@ class Openings:
         return opening, key if opening.is_websocket else None
 
     def keep(self, raw: bytes, opening: Opening) -> None:
-        """Remember what a head asks for, if others may have the same. raw: its bytes, no more."""
+        """Remember what a head asks for, if it came before. raw: its bytes, no more.
+
+        Where each client's is another one, as behind a proxy that adds its address, to keep them
+        would cost as much as to read them.
+        """
         head, cookie = _without_cookie(raw)
         head, key = _without_key(head)
+        seen = hash(head)
+        if seen not in self._seen:
+            if len(self._seen) >= _SEEN:
+                self._seen.clear()
+            self._seen.add(seen)
+            return
         headers = dict(opening.headers)
         if headers.pop("cookie", "") != cookie or not _LOGINS.isdisjoint(headers):
             return  # there is another line of them, which would be kept
