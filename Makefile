@@ -24,7 +24,7 @@ help: ## show this list
 	@echo "make test     lint and every test; installs what it needs: RabbitMQ 3.10 and 4.0, Kafka, Java, Chromium, nginx, npm packages"
 	@echo "make check    lint, types and the unit tests, in seconds; needs no server"
 	@echo "make chaos    break gateways, brokers and connections for minutes and count what got lost: nothing"
-	@echo "make bench    measure against a null server, Nchan, Node.js bridges, Web STOMP, in about ten minutes; ARGS='--only fanout'"
+	@echo "make bench    measure against a null server, Nchan, Node.js bridges, Web STOMP, in about eleven minutes; ARGS='--only fanout'"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make format   let ruff format and sort the sources"
 	@echo "make lock     write constraints.txt anew from the newest allowed versions"
