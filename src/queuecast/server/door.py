@@ -137,7 +137,7 @@ class Door(Connection):
             return
         parser = self._parser
         if parser is None:
-            if self._is_known(data):
+            if self._begin_known(data):
                 return
             limits = self._doors.limits
             parser = self._parser = HeadParser(limits.head, limits.headers)
@@ -180,7 +180,7 @@ class Door(Connection):
         self._doors.left(self)
         self.transport.abort()
 
-    def _is_known(self, data: bytes) -> bool:
+    def _begin_known(self, data: bytes) -> bool:
         """Begin what a client wants whose first bytes others have sent; returns whether it did."""
         doors = self._doors
         if len(data) > doors.limits.head:

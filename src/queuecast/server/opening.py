@@ -21,7 +21,8 @@ from .gate import Cors
 # tiny headers or destinations as fit.
 _MOST_HEAD = 2 * 1024
 _KEPT = 1000
-# Heads of which no more is known than, by a hash, that they were there.
+# Heads of which no more is known than, by a hash, that they were there; strangers who send ever new
+# ones have them forgotten all together.
 _SEEN = 4096
 # Heads with a login are not kept: it is its client's secret, and decides about the answer.
 _LOGINS = frozenset(("authorization", "proxy-authorization"))
@@ -93,7 +94,7 @@ class Openings:
             return
         headers = dict(opening.headers)
         if headers.pop("cookie", "") != cookie or not _LOGINS.isdisjoint(headers):
-            return  # there is another line of them, which would be kept
+            return  # a login, or a cookie in another line, would be kept
         if len(head) > _MOST_HEAD or (opening.is_websocket and key is None):
             return
         self._kept[head] = opening._replace(headers=headers)
