@@ -247,7 +247,7 @@ def feed_queues(rabbit: RabbitMQ) -> set[str]:
     return {
         name
         for name in rabbit.list_queues()
-        if name.startswith("queuecast.") and ".canary" not in name
+        if name.startswith("queuecast.") and ".canary." not in name and ".letters." not in name
     }
 
 

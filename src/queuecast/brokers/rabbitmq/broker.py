@@ -23,6 +23,7 @@ from ...errors import QueuecastError, Unavailable, Unroutable
 from ...message import NO_PROPERTIES, Properties
 from ...metrics import Family, by_label, gauge
 from ...retention import RetainRule, rule_for
+from ..background import Background
 from ..base import (
     DEFAULT_PREFETCH,
     PLAIN,
@@ -38,7 +39,8 @@ from ..base import (
 from .address import Address
 from .connection import Link
 from .consumers import Consumers
-from .failures import of_channel
+from .exchange_watch import ExchangeWatch
+from .failures import of_channel, reason
 from .feeds import EXPIRES, REBIND, Feeds
 from .ownqueue import OwnQueues
 from .pool import ConsumerPool, OnDown, OnUp
@@ -51,6 +53,7 @@ log = logging.getLogger(__name__)
 
 _UNSAFE = re.compile(r"[^\w\-]", re.ASCII)
 _CHECK = 1.0  # seconds between looks at overdue confirms
+_QUEUES_AGAIN = 15.0  # seconds between attempts to declare a configured queue whose node is down
 
 
 class RabbitBroker:
@@ -117,10 +120,12 @@ class RabbitBroker:
         self._supervisors = [self._consuming, self._publishing]
         if retain:
             self._supervisors.append(self._streaming)
+        self._watch = ExchangeWatch(self._consuming)
         self._feeds = Feeds(
             self._consuming,
             self._publishing,
             self._topology,
+            self._watch,
             f"queuecast.{node}",
             patience=patience,
             expires=expires,
@@ -146,6 +151,7 @@ class RabbitBroker:
         )
         self._patience = patience
         self._checking: asyncio.Task[None] | None = None
+        self._background = Background(log)
         self._closed = False
 
     async def start(self) -> None:
@@ -175,10 +181,23 @@ class RabbitBroker:
             await self._topology.repeat(link)
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
+        self._watch.on_up(link)
         self._feeds.on_up(link)
         await self._pool.lines[0].on_up(link)
+        # In the background: a queue whose node is down must not keep the feeds waiting.
+        self._background.spawn(self._repeat_queues(link), "declaring queues")
+
+    async def _repeat_queues(self, link: Link) -> None:
+        while link.is_open and not self._closed:
+            try:
+                if await self._topology.repeat_queues(link):
+                    return
+            except pika.exceptions.AMQPError as error:
+                log.debug("declaring queues: %s", reason(error))
+            await asyncio.sleep(_QUEUES_AGAIN)
 
     def _on_consuming_down(self, why: str) -> None:
+        self._watch.on_down()
         self._feeds.on_down(why)
         self._own.on_down()
         self._pool.lines[0].on_down(why)
@@ -202,8 +221,12 @@ class RabbitBroker:
 
     @property
     def ready(self) -> bool:
-        """Whether all connections are up and the streams are read."""
-        return all(each.ready for each in self._supervisors) and not self._retained.problem
+        """Whether all connections are up, and the feeds and streams are read."""
+        return all(each.ready for each in self._supervisors) and not self._problem
+
+    @property
+    def _problem(self) -> str:
+        return self._retained.problem or self._feeds.problem
 
     @property
     def refused(self) -> QueuecastError | None:
@@ -216,8 +239,8 @@ class RabbitBroker:
         for supervisor in self._supervisors:
             if not supervisor.ready:
                 return supervisor.status
-        if self._retained.problem:
-            return self._retained.problem
+        if self._problem:
+            return self._problem
         blocked = self._publishing.link.blocked if self._publishing.link else None
         return f"connected, but takes no publishes: {blocked}" if blocked else "connected"
 
@@ -335,7 +358,8 @@ class RabbitBroker:
             return
         self._closed = True
         await self._publisher.close(self._grace)
-        for part in (self._consumers, self._feeds, self._retained):
+        self._background.cancel()
+        for part in (self._consumers, self._feeds, self._retained, self._watch):
             try:
                 await part.close()
             except (QueuecastError, pika.exceptions.AMQPError) as error:

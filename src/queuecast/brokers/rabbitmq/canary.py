@@ -1,8 +1,8 @@
-"""The canary: a message that a restarted broker loses, and a reset connection does not.
+"""The canary: a message that RabbitMQ drops whenever it may have dropped messages of the feeds.
 
-RabbitMQ drops transient messages when it restarts, in durable queues too. A transient message in
-a durable queue of its own therefore tells, after a reconnect, whether transient messages for our
-feeds may have been lost.
+A restarted broker drops transient messages, in durable classic queues too, and a policy with a
+message-ttl drops what waits too long. A transient message in a queue of its own, of the same type
+as the feeds' queues, therefore shows after a reconnect whether messages for the feeds may be lost.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ...errors import NotFound, QueuecastError, Unavailable
 from .confirms import ConfirmChannel
 from .connection import Link
 from .failures import of_channel
+from .feedkind import FeedKind
 from .topology import check_queue, try_delete_queue
 
 log = logging.getLogger(__name__)
@@ -30,52 +31,67 @@ class Canary:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.expires_early = False
+        """Whether it was seen to expire, so that a policy must limit the age of messages."""
 
     @classmethod
-    async def put(cls, link: Link, publishing: Link, prefix: str, expires: int) -> Canary:
+    async def put(
+        cls, link: Link, publishing: Link, prefix: str, kind: FeedKind, expires: int
+    ) -> Canary:
         """Create a queue with a transient message; expires: milliseconds without a touch.
 
         publishing: publishes the message. On the consuming link, a broker that is low on memory
         would block all acks and bindings with it.
         """
         canary = cls(f"{prefix}.canary.{secrets.token_hex(4)}")
+        arguments = kind.arguments(expires)
         try:
             async with link.probe() as channel:
-                await channel.call(
-                    "queue_declare",
-                    canary.name,
-                    durable=True,
-                    arguments={"x-queue-type": "classic", "x-expires": expires},
-                )
-            confirming = await ConfirmChannel.open(publishing)
-            await confirming.send_once("", canary.name, b"alive", pika.spec.BasicProperties())
+                await channel.call("queue_declare", canary.name, durable=True, arguments=arguments)
+            await canary._publish(publishing)
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
         return canary
 
+    async def _publish(self, publishing: Link) -> None:
+        confirming = await ConfirmChannel.open(publishing)
+        await confirming.send_once("", self.name, b"alive", pika.spec.BasicProperties())
+
     async def alive(self, link: Link) -> bool:
-        """Tell whether nothing was lost since it was put; raises Unavailable."""
+        """Return whether nothing was lost since it was put; raises Unavailable."""
         try:
             ready, _consumers = await check_queue(link, self.name)
         except NotFound:
             return False
-        return ready == 1
+        return ready > 0
 
-    async def touch(self, link: Link) -> bool:
-        """Keep the queue from expiring; False when it is gone."""
+    async def touch(self, link: Link, publishing: Link | None) -> bool:
+        """Keep the queue from expiring, and a message in it; False when the queue is gone."""
         try:
-            await check_queue(link, self.name)
-        except Unavailable:
+            ready, _consumers = await check_queue(link, self.name)
+            if not ready and publishing is not None and publishing.blocked is None:
+                await self._renew(publishing)
+        except (Unavailable, pika.exceptions.AMQPError):
             log.debug("the broker went away while the canary was touched")
         except QueuecastError as error:
             log.warning(
-                "the queue %s, which tells whether RabbitMQ was restarted, is gone: %s; until it "
-                "is made anew a reconnect is a gap",
+                "the queue %s, which shows whether RabbitMQ was restarted, is gone: %s; until it "
+                "is there again a reconnect is a gap",
                 self.name,
                 error,
             )
             return False
         return True
+
+    async def _renew(self, publishing: Link) -> None:
+        """Put the message again that has expired, or was purged."""
+        if not self.expires_early:
+            log.warning(
+                "messages expire in the gateway's queues: a policy with a message-ttl applies to "
+                "them, and a longer reconnect will be a gap; see 'Policies' in docs/rabbitmq.md"
+            )
+        self.expires_early = True
+        await self._publish(publishing)
 
     async def remove(self, link: Link) -> None:
         """Delete the queue."""

@@ -303,6 +303,15 @@ class Link:
         return self._raw is not None and bool(self._raw.is_open) and not self.lost.done()
 
     @property
+    def version(self) -> tuple[int, int]:
+        """RabbitMQ's version, major and minor; (0, 0) where it does not say."""
+        properties = getattr(self._raw, "server_properties", None) or {}
+        parts = str(properties.get("version", "")).split(".")
+        if len(parts) < 2 or not (parts[0].isdecimal() and parts[1].isdecimal()):
+            return (0, 0)
+        return (int(parts[0]), int(parts[1]))
+
+    @property
     def channel_max(self) -> int:
         """How many channels were agreed on with the broker (AMQP 0-9-1, connection.tune)."""
         return int(self._raw.params.channel_max) if self._raw is not None else 0

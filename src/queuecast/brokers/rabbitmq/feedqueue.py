@@ -11,7 +11,7 @@ import contextlib
 import logging
 import re
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pika.exceptions
 
@@ -20,14 +20,17 @@ from ...message import Message
 from ..base import FeedSink
 from .connection import Channel, Link
 from .failures import NOT_FOUND, missing_exchange, of_channel, reason
+from .feedkind import FeedKind
 from .intake import PREFETCH, Intake
+from .letters import AWAY
 from .readers import Reader, Readers
-from .recovery import RESTARTED, UNWATCHED
+from .recovery import EXPIRED, RESTARTED, UNWATCHED
 from .settling import Settling
-from .topology import check_queue, exchange_exists, try_delete_queue
+from .topology import check_queue, exchange_exists
 
 if TYPE_CHECKING:
     from .canary import Canary
+    from .exchange_watch import Following
     from .feeds import Feeds
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,22 @@ _BATCH = 64
 _REBIND = 500
 # Seconds until a queue is asked again that was lost while it was asked, or holds messages back.
 _AGAIN = 0.1
+# Seconds in which RabbitMQ has to answer about one queue. It is silent for a minute about a
+# classic queue whose node is down, and while a frozen node takes part in its cluster.
+_ANSWERS = 5.0
+_BINDS = 15.0  # the same for a batch of bindings, on a busy broker
+# Seconds after a ping in which a queue that delivers nothing counts as healthy.
+_SILENT = 10.0
+
+_DELETED = "the feed's queue was deleted, with what it held"
+_IS_EXPIRED = "the feed's queue expired while the gateway was away"
+_DOWN = "the node of RabbitMQ that held the feed's queue is down"
+_STUCK = "the feed's queue did not deliver what it held, and was given up"
+_UNHEARD = "RabbitMQ delivered nothing: its nodes may not agree on the bindings"
+# What a binding is known by, where its exchange does not look at arguments. An unbind that names
+# queue, exchange and key alone does not concern it.
+_MARK = {"x-queuecast": True}
+_MARKED = ("direct", "topic", "fanout")
 _UNSAFE = re.compile(r"[^\w.\-]", re.ASCII)
 
 
@@ -50,10 +69,18 @@ class FeedQueue:
         self.kind = kind
         self.name = ""
         self.canary: Canary | None = None
+        self.problem = ""
+        """Why it is not read, "" while it is, or is made for the first time."""
+        self._queue_kind: FeedKind | None = None
+        self._following: Following | None = None
+        self._lost_at = 0.0  # when its channel was lost, by the loop's clock
+        self._look_again = False  # at the exchange, before the bindings
+        self._seen = -1  # messages taken at the last look
+        self._pinged_at: float | None = None
         self._work = asyncio.Event()
         self._settling = Settling(self._look, feeds.patience)
         self._readers = Readers(kind, self._work.set, self._settling.wait)
-        self._intake = Intake(self._readers)
+        self._intake = Intake(self._readers, self._on_stuck)
         self._channel: Channel | None = None
         self._link: Link | None = None
         self._loop = asyncio.get_running_loop()
@@ -75,6 +102,8 @@ class FeedQueue:
 
     def on_down(self, why: str) -> None:
         """Fail the openings in progress; the connection is gone."""
+        self.problem = f"RabbitMQ is away: {why}"
+        self._lost_at = self._loop.time()
         self._intake.stop_recovery()
         self._readers.refuse(Unavailable(f"RabbitMQ is away: {why}"))
         self._readers.unbound()
@@ -83,8 +112,39 @@ class FeedQueue:
         """Look at the link and the bindings again."""
         self._work.set()
 
+    def dropped(self, keys: list[str], why: str) -> None:
+        """Tell the readers of these routing keys that RabbitMQ dropped a message of theirs."""
+        self._readers.gap_of(keys, why)
+
+    async def ping(self, now: float) -> bool:
+        """Look whether the queue delivers; False when it has not for too long."""
+        intake = self._intake
+        if self._channel is None or not intake.settled.is_set():
+            self._pinged_at = None
+            return True
+        if intake.taken != self._seen:
+            self._seen, self._pinged_at = intake.taken, None
+            self._readers.heard()
+            return True
+        if self._pinged_at is not None:
+            return now - self._pinged_at < _SILENT
+        if await self._feeds.pings.send(self.name):
+            self._pinged_at = now
+        return True
+
+    def doubt(self) -> None:
+        """Note that the queue does not deliver, although its connection answers."""
+        self._pinged_at = None
+        self._readers.doubt(_UNHEARD)
+
+    def _on_exchange(self, why: str) -> None:
+        """Have everything bound again: the exchange was deleted, or is back."""
+        self._feeds.topology.forget(self.exchange)
+        self._readers.lose(why)
+        self._look_again = True
+
     def rebind(self) -> None:
-        """Declare bindings anew, in turns: an exchange may have been deleted and made again."""
+        """Declare bindings again, in turns: an exchange may have been deleted and recreated."""
         if self._channel is None:
             self._work.set()
         else:
@@ -144,11 +204,17 @@ class FeedQueue:
             try:
                 if link is not self._link or self._channel is None or not self._channel.is_open:
                     await self._establish(link)
+                if self._look_again:
+                    self._look_again = False
+                    await self.revive(link)
                 await self._apply(link)
                 failures = 0
+                self.problem = ""
                 continue
             except (QueuecastError, pika.exceptions.AMQPError) as error:
-                problem = error
+                problem: Exception = error
+            except TimeoutError:
+                problem = Unavailable("RabbitMQ does not answer about the feed's queue")
             except Exception as error:
                 log.exception("the feed of exchange %r failed", self.exchange)
                 problem = error
@@ -156,6 +222,7 @@ class FeedQueue:
                 continue
             failures += 1
             failure = of_channel(problem, self.exchange)
+            self.problem = f"the feed of exchange {self.exchange!r} is not read: {failure}"
             if failures == 1:
                 log.warning("the feed of exchange %r: %s", self.exchange, failure)
             self._readers.refuse(failure)
@@ -175,66 +242,101 @@ class FeedQueue:
         self._link = link
         if old is not None and old.is_open:
             await old.close()
+        if self._following is None:
+            # Before the first binding, so that no loss of the exchange goes unnoticed.
+            self._following = await self._feeds.follow(self.exchange, self._on_exchange)
         if self.name:
             lost = await self._recover(link)
             if lost is None:
                 return
             # Noted before anything else can fail: the next attempt finds no queue to recover.
             self._intake.owed = lost
-            await self._delete(link)
+            self._give_up_queue()
         await self._create(link)
         if self._intake.owed is not None:
             # Told when each is bound again: until then it goes on losing messages.
             self._readers.owe(self._intake.owed)
             self._intake.owed = None
 
+    def _give_up_queue(self) -> None:
+        log.warning("the feed of exchange %r: %s", self.exchange, self._intake.owed)
+        abandoned, self.name = self.name, ""
+        self._feeds.abandon(abandoned)
+
     async def _create(self, link: Link) -> None:
         clean = _UNSAFE.sub("_", self.exchange)[:100]
         name = f"{self._feeds.prefix}.{clean}.{secrets.token_hex(4)}"
+        kind = FeedKind.of(link)
         canary = await self._feeds.canary_of(link)
-        async with link.probe() as channel:
-            await channel.call(
-                "queue_declare",
-                name,
-                durable=True,
-                arguments={"x-queue-type": "classic", "x-expires": self._feeds.expires},
-            )
+        letters = await self._feeds.letters_of(link)
+        arguments = kind.arguments(self._feeds.expires, letters)
+        async with asyncio.timeout(_ANSWERS), link.probe() as channel:
+            await channel.call("queue_declare", name, durable=True, arguments=arguments)
         self.name = name
         self.canary = canary
+        self._queue_kind = kind
         self._intake.renew()
         self._readers.unbound()
         await self._consume(link)
 
     async def _recover(self, link: Link) -> str | None:
         """Go on with the queue that we had; returns why that is not possible, if it is not."""
+        kind = self._queue_kind
+        assert kind is not None
         deadline = self._loop.time() + self._feeds.zombie_patience
         while True:
             try:
-                ready, consumers = await check_queue(link, self.name)
-            except NotFound:
-                return "the feed's queue expired while the broker was away"
-            if not consumers:
+                async with asyncio.timeout(_ANSWERS):
+                    ready, consumers = await check_queue(link, self.name)
+            except NotFound as error:
+                return self._why_gone(error)
+            except (Unavailable, TimeoutError):
+                if not link.is_open:
+                    raise
+                return _DOWN
+            if not consumers or kind.survives_restart:
                 break
             # The broker still believes in our old connection: what it was sent comes back, in
             # order, only when that is gone.
             if self._loop.time() >= deadline:
                 return "the broker did not let go of the old connection"
             await asyncio.sleep(0.1)
+        why = AWAY if await self._feeds.dropped_while_away(link) else self._intake.owed
         canary = self.canary
-        alive = (
-            self._intake.owed is None
-            and canary is not None
-            and await self._feeds.is_alive(link, canary)
-        )
+        alive = canary is not None and await self._feeds.is_alive(link, canary)
         fresh = canary if alive else await self._feeds.canary_of(link)
-        if alive:
-            self._intake.resume(ready)
+        if not alive:
+            why = why or self._why_dead(kind)
+        if kind.survives_restart:
+            # Whose count may be nought while its leader is elected.
+            self._intake.resume(None, why)
+        elif alive and self._intake.owed is None:
+            self._intake.resume(ready, why)
         else:
-            self._intake.restart(ready, RESTARTED if canary is not None else UNWATCHED)
+            self._intake.restart(ready, why or RESTARTED)
         self._readers.unbound()
         await self._consume(link)
+        if kind.survives_restart and await self._feeds.pings.send(self.name):
+            self._intake.await_ping(self._feeds.zombie_patience)
         self.canary = fresh
         return None
+
+    def _why_gone(self, error: NotFound) -> str:
+        if "down or inaccessible" in error.text:
+            return _DOWN
+        away = self._loop.time() - self._lost_at
+        return _IS_EXPIRED if away * 1000 >= self._feeds.expires else _DELETED
+
+    def _why_dead(self, kind: FeedKind) -> str:
+        if self.canary is None:
+            return UNWATCHED
+        return EXPIRED if self.canary.expires_early or kind.survives_restart else RESTARTED
+
+    def _on_stuck(self) -> None:
+        """Make a new queue: this one is there and delivers nothing."""
+        self._intake.owed = _STUCK
+        self._give_up_queue()
+        self._lose_channel()
 
     async def _consume(self, link: Link) -> None:
         channel = await link.channel()
@@ -245,10 +347,12 @@ class FeedQueue:
             if channel is self._channel:
                 self._intake.take(message, tag)
 
+        self._pinged_at = None
         try:
             await channel.qos(PREFETCH)
             self._channel = channel
             self._intake.attach(channel)
+            # Quorum queues know no exclusive consumers: they have a single active one instead.
             await channel.consume(self.name, "feed", on_message, exclusive=True)
         except BaseException:
             self._channel = None
@@ -265,10 +369,16 @@ class FeedQueue:
 
     def _on_cancelled(self, channel: Channel) -> None:
         if channel is self._channel:
-            log.warning("the queue %s of exchange %r was deleted", self.name, self.exchange)
+            log.warning(
+                "the queue %s of exchange %r was deleted, or its node is down",
+                self.name,
+                self.exchange,
+            )
             self._lose_channel()
 
     def _lose_channel(self) -> None:
+        self._lost_at = self._loop.time()
+        self.problem = f"the feed of exchange {self.exchange!r} is not read"
         self._intake.detach()
         channel, self._channel = self._channel, None
         if channel is not None:
@@ -290,13 +400,19 @@ class FeedQueue:
                 self._readers.put_back([*wanted, *unwanted])
                 raise
 
+    @property
+    def _mark(self) -> dict[str, Any] | None:
+        return _MARK if self.kind in _MARKED else None
+
     async def _bind(self, link: Link, keys: list[str]) -> None:
+        mark = self._mark
+        self._readers.binding(keys)
         try:
-            async with link.probe() as channel:
+            async with asyncio.timeout(_BINDS), link.probe() as channel:
                 for key in keys[:-1]:
                     # Without an answer each; the last one's answer is for all.
-                    channel.raw.queue_bind(self.name, self.exchange, key)
-                await channel.call("queue_bind", self.name, self.exchange, keys[-1])
+                    channel.raw.queue_bind(self.name, self.exchange, key, mark)
+                await channel.call("queue_bind", self.name, self.exchange, keys[-1], arguments=mark)
         except pika.exceptions.ChannelClosedByBroker as error:
             if error.reply_code == NOT_FOUND:
                 self._bind_failed(keys, error)
@@ -310,7 +426,7 @@ class FeedQueue:
         self._readers.bound(keys)
 
     def _bind_failed(self, keys: list[str], error: pika.exceptions.ChannelClosedByBroker) -> None:
-        """Handle a missing exchange (retried later) or queue (made anew)."""
+        """Handle a missing exchange (retried later) or queue (recreated)."""
         if "no queue" in error.reply_text:
             self._lose_channel()
             raise of_channel(error)
@@ -323,9 +439,12 @@ class FeedQueue:
         bound = self._readers.unbinding(keys)
         if bound:
             try:
-                async with link.probe() as channel:
+                async with asyncio.timeout(_BINDS), link.probe() as channel:
                     answers = [
-                        channel.call("queue_unbind", self.name, self.exchange, key) for key in bound
+                        channel.call(
+                            "queue_unbind", self.name, self.exchange, key, arguments=self._mark
+                        )
+                        for key in bound
                     ]
                     results = await asyncio.gather(*answers, return_exceptions=True)
                     for result in results:
@@ -343,7 +462,7 @@ class FeedQueue:
         if not lost and not unmatched:
             return
         if unmatched:
-            # Perhaps it was made anew with another type, between two looks.
+            # Perhaps it was recreated with another type, between two looks.
             self._feeds.topology.forget(self.exchange)
         try:
             await self._feeds.topology.repeat_exchange(link, self.exchange)
@@ -362,12 +481,6 @@ class FeedQueue:
 
     # The end
 
-    async def _delete(self, link: Link) -> None:
-        if not self.name:
-            return
-        await try_delete_queue(link, self.name)
-        self.name = ""
-
     async def close(self) -> None:
         """Stop working and delete the queue, if the broker is there."""
         self._closing = True
@@ -378,8 +491,10 @@ class FeedQueue:
         self._readers.close(Unavailable("the gateway is closing"))
         channel, self._channel = self._channel, None
         self._intake.settled.set()  # whoever waits for that learns that it is over
-        link = self._link
         if channel is not None and channel.is_open:
             await channel.close()
-        if link is not None and link.is_open:
-            await self._delete(link)
+        if self._following is not None:
+            await self._following.close()
+        if self.name:
+            await self._feeds.delete(self.name)
+            self.name = ""

@@ -8,6 +8,7 @@ type the broker will not tell gets a queue per destination.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
@@ -21,8 +22,12 @@ from ..background import Background
 from ..base import FeedReader, FeedSink
 from .canary import Canary
 from .connection import Link
+from .exchange_watch import ExchangeWatch
 from .failures import of_channel
+from .feedkind import FeedKind
 from .feedqueue import FeedQueue
+from .letters import Letters
+from .pings import Pings
 from .supervisor import Supervisor
 from .topology import Topology, try_delete_queue
 
@@ -33,6 +38,11 @@ log = logging.getLogger(__name__)
 EXPIRES = 60_000
 _CANARY_EXTRA = 60_000
 _TOUCH = 20.0  # seconds
+_FIRST_TOUCH = 2.0  # seconds; a policy that expires messages shows soon
+# Seconds between looks at whether the queues deliver, and queues looked at in one of them.
+_PING = 5.0
+_PINGS = 200
+_DELETION = 5.0  # seconds for the broker to delete a queue
 _CANARY_PATIENCE = 5.0  # seconds; a broker that is low on memory takes no message
 REBIND = 30.0  # seconds between looks at exchanges and bindings
 _SHARED = ("direct", "topic", "fanout")
@@ -41,7 +51,8 @@ _SHARED = ("direct", "topic", "fanout")
 class Feeds:
     """All feeds of this node.
 
-    prefix: begins the names of our queues. The others: see RabbitBroker.
+    watch: notices deleted exchanges. prefix: begins the names of our queues. The others: see
+    RabbitBroker.
     """
 
     def __init__(
@@ -49,6 +60,7 @@ class Feeds:
         supervisor: Supervisor,
         publishing: Supervisor,
         topology: Topology,
+        watch: ExchangeWatch,
         prefix: str,
         *,
         patience: float,
@@ -60,8 +72,13 @@ class Feeds:
         self._supervisor = supervisor
         self._publishing = publishing
         self.topology = topology
+        self.follow = watch.follow
         self.prefix = prefix
         self.expires = expires
+        self.pings = Pings(publishing)
+        self._letters = Letters(prefix, expires + _CANARY_EXTRA, self._on_dropped)
+        self._letters_link: Link | None = None
+        self._letters_came = False
         self.zombie_patience = zombie_patience
         self.link: Link | None = None
         self.patience = patience
@@ -89,8 +106,9 @@ class Feeds:
         for queue in self._queues.values():
             queue.wake()
         if not self._background:
-            self._spawn(self._tend(_TOUCH, self._touch), "canary")
+            self._spawn(self._tend(_TOUCH, self._touch, first=_FIRST_TOUCH), "canary")
             self._spawn(self._tend(self._rebind, self._look), "exchanges")
+            self._spawn(self._tend(_PING, self._ping), "pings")
 
     def on_down(self, why: str) -> None:
         """Fail openings in progress; open feeds wait for the reconnect."""
@@ -177,6 +195,57 @@ class Feeds:
         for place in [place for place, known in self._queues.items() if known is queue]:
             del self._queues[place]
 
+    @property
+    def problem(self) -> str:
+        """Why not all feeds are read, "" when they are."""
+        return next((queue.problem for queue in self._queues.values() if queue.problem), "")
+
+    def abandon(self, name: str) -> None:
+        """Delete a queue that is not ours to read any more, as soon as RabbitMQ can."""
+        if not self._closing:
+            self._spawn(self.delete(name), "abandoned queue")
+
+    async def delete(self, name: str) -> None:
+        """Delete a queue, if the broker is there and answers; else it expires."""
+        link = self.link
+        if link is None or not link.is_open:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DELETION):
+                await try_delete_queue(link, name)
+
+    # The letters
+
+    async def letters_of(self, link: Link) -> str:
+        """Return the name of the queue for what is dropped, "" where this login may have none."""
+        async with self._lock:
+            if self._letters_link is not link or not self._letters.is_read:
+                try:
+                    async with asyncio.timeout(_CANARY_PATIENCE):
+                        self._letters_came = await self._letters.open(link, FeedKind.of(link))
+                except (QueuecastError, TimeoutError) as error:
+                    if not link.is_open:
+                        raise Unavailable("the connection to RabbitMQ was lost") from None
+                    self._letters_came = False
+                    log.info("what RabbitMQ drops is not noticed for now: %s", error)
+                self._letters_link = link
+            return self._letters.name if self._may_have_letters else ""
+
+    @property
+    def _may_have_letters(self) -> bool:
+        # Naming the default exchange takes the right to write to it, which the canary needs too.
+        return not self._refused
+
+    async def dropped_while_away(self, link: Link) -> bool:
+        """Return whether RabbitMQ dropped messages of ours before this link."""
+        await self.letters_of(link)
+        return self._letters_came
+
+    def _on_dropped(self, name: str, keys: list[str], why: str) -> None:
+        for queue in self._queues.values():
+            if queue.name == name:
+                queue.dropped(keys, why)
+
     # The canaries
 
     async def canary_of(self, link: Link) -> Canary | None:
@@ -198,7 +267,11 @@ class Feeds:
                 if publishing.blocked is not None:
                     raise Unavailable(f"RabbitMQ takes no publishes: {publishing.blocked}")
                 canary = await Canary.put(
-                    link, publishing, self.prefix, self.expires + _CANARY_EXTRA
+                    link,
+                    publishing,
+                    self.prefix,
+                    FeedKind.of(link),
+                    self.expires + _CANARY_EXTRA,
                 )
         except Refused as error:
             if not self._warned:
@@ -232,9 +305,13 @@ class Feeds:
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._background.spawn(work, f"rabbitmq feeds: {name}")
 
-    async def _tend(self, interval: float, call: Callable[[Link], Awaitable[None]]) -> None:
+    async def _tend(
+        self, interval: float, call: Callable[[Link], Awaitable[None]], *, first: float = 0.0
+    ) -> None:
+        pause = first or interval
         while not self._closing:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(pause)
+            pause = interval
             link = self.link
             if link is None or not link.is_open:
                 continue
@@ -251,7 +328,7 @@ class Feeds:
             if canary not in used:
                 self._canaries.discard(canary)
                 await canary.remove(link)
-            elif not await canary.touch(link):
+            elif not await canary.touch(link, self._publishing.link):
                 self._lose(canary)
         if self._canary is None and self._canary_link is not None and not self._refused:
             async with self._lock:
@@ -269,6 +346,25 @@ class Feeds:
         for queue in self._queues.values():
             if queue.canary is canary:
                 queue.canary = None
+
+    async def _ping(self, link: Link) -> None:
+        now = asyncio.get_running_loop().time()
+        places = list(self._queues)[:_PINGS]
+        for place in places:
+            queue = self._queues.get(place)
+            if queue is None:
+                continue
+            # To the end: the others come first in the next look.
+            self._queues[place] = self._queues.pop(place)
+            if not await queue.ping(now):
+                log.warning(
+                    "the feed of exchange %r: RabbitMQ answers, but has delivered nothing: "
+                    "connecting again",
+                    queue.exchange,
+                )
+                queue.doubt()
+                await link.close()
+                return
 
     async def _look(self, link: Link) -> None:
         for queue in list(self._queues.values()):
@@ -296,6 +392,7 @@ class Feeds:
         if link is not None and link.is_open:
             for canary in self._canaries:
                 await canary.remove(link)
+            await self._letters.remove(link)
 
 
 def _address(destination: Destination) -> tuple[str, str]:

@@ -7,11 +7,13 @@ reconnect a recovery can tell repeated messages from new ones.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from ...message import Message
 from .connection import Channel
 from .content import fingerprint
+from .pings import is_ping
 from .readers import Readers
 from .recovery import Recovery, Restarted, Resumed, Verdict
 from .tail import Tail
@@ -23,16 +25,19 @@ _PATIENCE = 5.0  # seconds until a queue that says it holds messages must delive
 class Intake:
     """What comes from one queue, over as many channels as reconnects make.
 
-    owed: a gap that the readers must still be told of, should a recovery be cut short. settled: set
-    while there is a channel and no recovery. taken: messages that came so far, over all channels.
+    on_stuck: called when a queue whose end a ping marks delivers nothing. owed: a gap that the
+    readers must still be told of, should a recovery be cut short. settled: set while there is a
+    channel and no recovery. taken: messages that came so far, over all channels.
     """
 
-    def __init__(self, readers: Readers) -> None:
+    def __init__(self, readers: Readers, on_stuck: Callable[[], None]) -> None:
         self._readers = readers
+        self._on_stuck = on_stuck
         self._channel: Channel | None = None
         self._tail = Tail()
         # What came since the last tick; bounded by the prefetch.
         self._batch: list[Message] = []
+        self._pings = 0  # in the batch, or held by a recovery
         self._last_tag = 0
         self._flushing = False
         self._barrier: asyncio.Future[Any] | None = None
@@ -67,12 +72,34 @@ class Intake:
         self.settled.clear()
         self.stop_recovery()
 
-    def resume(self, ready: int) -> None:
-        """Go on with a queue of a broker that lived on; ready: messages in it."""
-        if not ready:
+    def resume(self, ready: int | None, why: str | None = None) -> None:
+        """Go on with a queue that lost nothing.
+
+        ready: messages in it; None: unknown, see `await_ping`. why: a gap that is due all the same.
+        """
+        self.owed = why
+        recovery = Resumed(self._tail, ready, PREFETCH, why)
+        if ready == 0:
             self._tail.realign(0)
+            if why is not None:
+                self._conclude(Verdict([], True, why))
             return
-        self._recover(Resumed(self._tail, ready, PREFETCH))
+        self._recover(recovery)
+
+    def await_ping(self, patience: float) -> None:
+        """Expect a ping behind what the queue holds; patience: seconds until it is stuck."""
+        if self._recovery is None:
+            return
+        if self._recovery_timer is not None:
+            self._recovery_timer.cancel()
+        begun = self.taken
+        self._recovery_timer = self._loop.call_later(patience, self._look_for_ping, begun)
+
+    def _look_for_ping(self, begun: int) -> None:
+        if self.taken == begun:
+            self._on_stuck()
+        else:
+            self._give_up()
 
     def restart(self, ready: int, why: str) -> None:
         """Go on with a queue of a broker that may have lost messages; `why` becomes a gap."""
@@ -93,6 +120,8 @@ class Intake:
         self._batch.append(message)
         self._last_tag = tag
         self.taken += 1
+        if not message.exchange:
+            self._pings += 1
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -125,6 +154,11 @@ class Intake:
             return
         for message in messages:
             self._tail.add(fingerprint(message))
+        if self._pings:
+            self._pings = 0
+            messages = [message for message in messages if not is_ping(message)]
+            if not messages:
+                return
         self._readers.append(messages)
 
     def gap(self, why: str) -> None:

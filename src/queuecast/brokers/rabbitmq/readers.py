@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from ...errors import QueuecastError, Refused
@@ -78,6 +78,8 @@ class Readers:
         self._live: set[Reader] = set()
         self._on_stale = on_stale
         self._unmatched = False
+        # Bound since the queue was last heard of: whether the broker's nodes agree on them is open.
+        self._fresh: set[str] = set()
 
     @property
     def is_empty(self) -> bool:
@@ -228,16 +230,46 @@ class Readers:
             binding.bound = False
         self._stale.update(self._bindings)
 
+    def lose(self, why: str, keys: Iterable[str] | None = None) -> None:
+        """Have these keys (all) bound again: messages passed them by. The gap is told then."""
+        for key in list(self._bindings) if keys is None else keys:
+            binding = self._bindings.get(key)
+            if binding is not None:
+                binding.lost = binding.lost or why
+                self._stale.add(key)
+        if self._stale:
+            self._on_stale()
+
+    def heard(self) -> None:
+        """Note that the queue delivers."""
+        self._fresh.clear()
+
+    def doubt(self, why: str) -> None:
+        """Note that the queue does not deliver, so that its last bindings may not hold."""
+        fresh, self._fresh = self._fresh, set()
+        self.lose(why, fresh)
+
+    def binding(self, keys: Sequence[str]) -> None:
+        """Note that these keys are being bound: the next message may come before the answer."""
+        for key in keys:
+            binding = self._bindings.get(key)
+            if binding is None or binding.lost is None:
+                continue
+            for reader in binding.readers:
+                if reader.live:
+                    reader.owed = reader.owed or binding.lost
+
     def bound(self, keys: Sequence[str]) -> None:
         """Say that these keys are bound: who waits for one goes live."""
+        self._fresh.update(keys)
         for key in keys:
             binding = self._bindings.get(key)
             if binding is None:
                 continue
             binding.bound = True
-            lost, binding.lost = binding.lost, None
+            binding.lost = None
             for reader in list(binding.readers):
-                owed, reader.owed = reader.owed or lost, None
+                owed, reader.owed = reader.owed, None
                 if not reader.live:
                     self._go_live(reader)
                 elif owed is not None:
@@ -250,7 +282,7 @@ class Readers:
             binding = self._bindings.get(key)
             if binding is not None and binding.readers:
                 binding.bound = False
-                binding.lost = why
+                binding.lost = binding.lost or why
         return not before and self.has_lost
 
     def unbinding(self, keys: Sequence[str]) -> list[str]:
@@ -312,6 +344,18 @@ class Readers:
         """Tell everyone of messages that are lost."""
         for reader in list(self._live):
             self._tell_gap(reader, why)
+
+    def gap_of(self, keys: Iterable[str], why: str) -> None:
+        """Tell the readers of messages with these routing keys that they are lost."""
+        if self._index is None:
+            self.gap(why)
+            return
+        found: dict[Reader, None] = {}
+        for key in keys:
+            found.update(dict.fromkeys(self._index.match(key)))
+        for reader in found:
+            if not reader.closed:
+                self._tell_gap(reader, why)
 
     def _tell_gap(self, reader: Reader, why: str) -> None:
         try:

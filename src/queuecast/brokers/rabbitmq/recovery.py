@@ -15,6 +15,7 @@ from .tail import Replay, Tail
 
 RESTARTED = "the broker was restarted; transient messages may be lost"
 UNWATCHED = "reconnected; whether the broker lost messages meanwhile cannot be known"
+EXPIRED = "messages that waited for the gateway expired: a policy limits their age (message-ttl)"
 UNSURE = "reconnected; repeated and new messages cannot be told apart"
 UNFINISHED = "reconnected; the feed's queue did not deliver what it held"
 
@@ -39,15 +40,20 @@ class Recovery(Protocol):
 
 
 class Resumed:
-    """The broker lived on: everything is there, the unacked messages come once more first.
+    """The queue lived on: everything is there, the unacked messages come once more first.
 
-    expected: the number of messages that were in the queue. limit: no more than this many can be
-    marked redelivered (the prefetch).
+    expected: the number of messages that were in the queue; None where the broker may not know:
+    the first message that is not marked redelivered ends the recovery then. limit: no more than
+    this many can be marked redelivered (the prefetch). why: a gap that is due in any case.
     """
 
-    def __init__(self, tail: Tail, expected: int, limit: int) -> None:
+    def __init__(
+        self, tail: Tail, expected: int | None, limit: int, why: str | None = None
+    ) -> None:
         self._tail = tail
-        self._expected = min(expected, limit)
+        self._counted = expected is not None
+        self._expected = limit if expected is None else min(expected, limit)
+        self._why = why
         # Bounded by the prefetch: nothing is acked before the decision.
         self._held: list[Message] = []
 
@@ -59,6 +65,9 @@ class Resumed:
         return self._decide()
 
     def give_up(self) -> Verdict:
+        if not self._counted and not self._held:
+            self._tail.realign(0)
+            return Verdict([], True, self._why)
         verdict = self._decide()
         return verdict._replace(gap=verdict.gap or UNFINISHED)
 
@@ -69,13 +78,13 @@ class Resumed:
         count, sure = self._tail.repeated(marks)
         if sure:
             self._tail.realign(count)
-            return Verdict(held[count:], True)
+            return Verdict(held[count:], True, self._why)
         replay = Replay(self._tail)
         start = 0
         while start < again and replay.was_handed_on(marks[start]):
             start += 1
         self._tail.realign()
-        return Verdict(held[start:], True, UNSURE)
+        return Verdict(held[start:], True, self._why or UNSURE)
 
 
 class Restarted:

@@ -6,15 +6,16 @@ channel.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import pika.exceptions
 from pika.compat import long
 
-from ...errors import Conflict, NotFound, QueuecastError
+from ...errors import Conflict, NotFound, QueuecastError, Unavailable
 from ..base import EXCHANGE_TYPES, PREDECLARED, ExchangeSpec, QueueSpec
 from .connection import Link
 from .failures import NOT_FOUND, PRECONDITION_FAILED, missing_exchange, of_channel, plain
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 # What we call an exchange whose type we cannot learn or match by: a plugin's, or one that this
 # login may not declare.
 OPAQUE = "opaque"
+
+# Seconds in which RabbitMQ has to answer a declaration. About a classic queue whose node is down
+# RabbitMQ 4.0 is silent for a minute.
+_ANSWERS = 5.0
 
 # RabbitMQ compares the type first; the text is the same from 3.8 to 4.x.
 _TYPE = re.compile(r"inequivalent arg 'type' .*current is '([^']+)'")
@@ -48,31 +53,55 @@ class Topology:
     async def declare(
         self, link: Link, exchanges: Sequence[ExchangeSpec], queues: Sequence[QueueSpec]
     ) -> None:
-        """Create exchanges and queues, then remember them; raises Conflict, Refused, NotFound."""
+        """Create exchanges and queues, then remember them; raises Conflict, Refused, NotFound.
+
+        A queue about which RabbitMQ does not answer, because its node is down, is left to
+        `repeat_queues`.
+        """
         for exchange in exchanges:
             await _declare_exchange(link, exchange)
             self._exchanges[exchange.name] = exchange
-        for queue in queues:
-            await declare_queue(link, queue)
+        results = await asyncio.gather(
+            *(_in_time(declare_queue(link, queue)) for queue in queues), return_exceptions=True
+        )
+        for queue, result in zip(queues, results, strict=True):
+            if isinstance(result, Unavailable) and link.is_open:
+                log.warning("queue %r is away: %s", queue.name, result)
+            elif isinstance(result, BaseException):
+                raise result
             self._queues[queue.name] = queue
 
     async def repeat(self, link: Link) -> None:
-        """Declare everything again on a new link; a refusal is logged, the rest goes on."""
+        """Declare every exchange again on a new link; a refusal is logged, the rest goes on.
+
+        Raises Unavailable.
+        """
         self._learned.clear()
-        for exchange in list(self._exchanges.values()):
-            try:
-                await _declare_exchange(link, exchange)
-            except QueuecastError as error:
-                if not link.is_open:
-                    raise
-                log.error("exchange %r cannot be declared again: %s", exchange.name, error)
-        for queue in list(self._queues.values()):
-            try:
-                await declare_queue(link, queue)
-            except QueuecastError as error:
-                if not link.is_open:
-                    raise
-                log.error("queue %r cannot be declared again: %s", queue.name, error)
+        exchanges = list(self._exchanges.values())
+        results = await asyncio.gather(
+            *(_in_time(_declare_exchange(link, each)) for each in exchanges),
+            return_exceptions=True,
+        )
+        for exchange, result in zip(exchanges, results, strict=True):
+            if isinstance(result, Unavailable):
+                raise result
+            if isinstance(result, BaseException):
+                log.error("exchange %r cannot be declared again: %s", exchange.name, result)
+
+    async def repeat_queues(self, link: Link) -> bool:
+        """Declare every queue again; False when one is away and has to be asked again later."""
+        queues = list(self._queues.values())
+        results = await asyncio.gather(
+            *(_in_time(declare_queue(link, each)) for each in queues), return_exceptions=True
+        )
+        whole = True
+        for queue, result in zip(queues, results, strict=True):
+            if isinstance(result, Unavailable):
+                whole = False
+                log.info("queue %r is away: %s", queue.name, result)
+            elif isinstance(result, BaseException):
+                log.error("queue %r cannot be declared again: %s", queue.name, result)
+        return whole
 
     async def repeat_exchange(self, link: Link, name: str) -> None:
         """Declare one configured exchange again, if it is configured."""
@@ -100,6 +129,15 @@ class Topology:
     def forget(self, name: str) -> None:
         """Ask the broker anew next time."""
         self._learned.pop(name, None)
+
+
+async def _in_time(call: Coroutine[Any, Any, None]) -> None:
+    """Await a declaration for a bounded time; raises Unavailable, and what it raises."""
+    try:
+        async with asyncio.timeout(_ANSWERS):
+            await call
+    except TimeoutError:
+        raise Unavailable(f"RabbitMQ has not answered within {_ANSWERS:g} s") from None
 
 
 async def exchange_exists(link: Link, name: str) -> None:

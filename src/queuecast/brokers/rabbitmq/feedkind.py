@@ -1,0 +1,58 @@
+"""Of which type the feeds' queues are, and with which arguments they are declared.
+
+RabbitMQ 4 refuses every publish that is routed to a classic queue whose node is down, so that a
+dead node of a cluster would cost all publishers of the exchange their confirms, also when the
+gateway died with it and no program is left to delete the queue. A quorum queue moves to another
+node instead. Before RabbitMQ 4 such publishes are confirmed, and a classic queue costs the
+broker less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .connection import Link
+
+CLASSIC = "classic"
+QUORUM = "quorum"
+
+
+@dataclass(frozen=True, slots=True)
+class FeedKind:
+    """The type of the feeds' queues at one broker."""
+
+    type: str
+
+    @classmethod
+    def of(cls, link: Link) -> FeedKind:
+        """Return the type that suits the broker's version."""
+        return cls(QUORUM if link.version >= (4, 0) else CLASSIC)
+
+    @property
+    def survives_restart(self) -> bool:
+        """Whether transient messages are still there after a restart of the broker."""
+        return self.type == QUORUM
+
+    def arguments(self, expires: int, letters: str = "") -> dict[str, Any]:
+        """Return the arguments of a queue that one consumer reads in order.
+
+        expires: milliseconds that the queue is kept without a consumer. letters: the queue that
+        gets a copy of what RabbitMQ drops from this one, "" for none. Arguments win over a
+        policy's dead-letter-exchange and overflow; of lengths and times the smaller holds.
+        """
+        arguments: dict[str, Any] = {
+            "x-queue-type": self.type,
+            "x-expires": expires,
+            # A policy's reject-publish would make other people's publishes fail.
+            "x-overflow": "drop-head",
+        }
+        if self.type == QUORUM:
+            # Quorum queues know no exclusive consumers. The one on a lost connection goes first.
+            arguments["x-single-active-consumer"] = True
+            # Each lost connection counts as an attempt to deliver, and the default limit is 20.
+            arguments["x-delivery-limit"] = -1
+        if letters:
+            arguments["x-dead-letter-exchange"] = ""
+            arguments["x-dead-letter-routing-key"] = letters
+        return arguments
