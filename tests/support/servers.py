@@ -401,6 +401,11 @@ class RabbitServer(RabbitMQ):
         for names in (self.directory / "data").rglob("coordination/*/names.dets"):
             names.unlink()
 
+    def forget_quorum_queues(self) -> None:
+        """Have a killed node be as if it had been killed just after its quorum queues' creation."""
+        for names in (self.directory / "data").rglob("quorum/*/names.dets"):
+            names.unlink()
+
     def kill(self) -> None:
         """Kill the node at once, as a power cut would."""
         if self._process is not None:

@@ -315,7 +315,11 @@ class FeedQueue:
         else:
             self._intake.restart(ready, why or RESTARTED)
         self._readers.unbound()
-        await self._consume(link)
+        try:
+            await self._consume(link)
+        except TimeoutError:
+            # Killed within a second of a quorum queue's creation, RabbitMQ has it in name only.
+            return _STUCK
         if kind.survives_restart and await self._feeds.pings.send(self.name):
             self._intake.await_ping(self._feeds.zombie_patience)
         self.canary = fresh
@@ -353,7 +357,8 @@ class FeedQueue:
             self._channel = channel
             self._intake.attach(channel)
             # Quorum queues know no exclusive consumers: they have a single active one instead.
-            await channel.consume(self.name, "feed", on_message, exclusive=True)
+            async with asyncio.timeout(_ANSWERS):
+                await channel.consume(self.name, "feed", on_message, exclusive=True)
         except BaseException:
             self._channel = None
             channel.abandon()

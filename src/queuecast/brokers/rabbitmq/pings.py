@@ -22,7 +22,7 @@ from .supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 3.0  # seconds to open a channel
+_PATIENCE = 3.0  # seconds to wait for the connection, and to open a channel
 _TYPE = "queuecast.ping"
 
 
@@ -41,11 +41,14 @@ class Pings:
         self._refused: Link | None = None
 
     async def send(self, queue: str) -> bool:
-        """Publish a ping to a queue; False where that is not possible now."""
-        link = self._publishing.link
-        if link is None or not link.is_open or link.blocked is not None or link is self._refused:
-            return False
+        """Publish a ping to a queue; False where that is not possible now.
+
+        After a reconnect the publishing connection may be the later one: it is waited for.
+        """
         try:
+            link = await self._publishing.wait(_PATIENCE)
+            if link.blocked is not None or link is self._refused:
+                return False
             async with asyncio.timeout(_PATIENCE), self._opening:
                 channel = self._channel
                 if channel is None or channel.link is not link or not channel.is_open:
