@@ -326,15 +326,16 @@ class FailoverProxy(TcpProxy):
     """Passes each connection to the first of several servers that accepts one.
 
     preferred: the index of the port that is tried first; the others follow in their order. A
-    server that stands still accepts all the same, as it does behind a real balancer.
+    server that stands still accepts all the same, as it does behind a real balancer, until `order`
+    has it last.
     """
 
     def __init__(self, ports: Sequence[int], *, preferred: int = 0) -> None:
         super().__init__("127.0.0.1", ports[preferred])
-        self._order = (*ports[preferred:], *ports[:preferred])
+        self.order: Sequence[int] = (*ports[preferred:], *ports[:preferred])
 
     def _targets(self) -> Sequence[int]:
-        return self._order
+        return self.order
 
 
 class _Client(_End):

@@ -7,6 +7,7 @@ as the feeds' queues, therefore shows after a reconnect whether messages for the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 
@@ -22,6 +23,10 @@ from .topology import check_queue, try_delete_queue
 
 log = logging.getLogger(__name__)
 
+# A quorum queue without a leader says that it has no messages: looks, and seconds between them.
+_LOOKS = 8
+_LOOK = 0.5
+
 
 class Canary:
     """One canary; it belongs to the link by which it was put, and to the queues declared there.
@@ -29,8 +34,9 @@ class Canary:
     In a cluster that puts it on the same node of the broker as those queues.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: FeedKind) -> None:
         self.name = name
+        self._kind = kind
         self.expires_early = False
         """Whether it was seen to expire, so that a policy must limit the age of messages."""
 
@@ -43,7 +49,7 @@ class Canary:
         publishing: publishes the message. On the consuming link, a broker that is low on memory
         would block all acks and bindings with it.
         """
-        canary = cls(f"{prefix}.canary.{secrets.token_hex(4)}")
+        canary = cls(f"{prefix}.canary.{secrets.token_hex(4)}", kind)
         arguments = kind.arguments(expires)
         try:
             async with link.probe() as channel:
@@ -60,16 +66,26 @@ class Canary:
     async def alive(self, link: Link) -> bool:
         """Return whether nothing was lost since it was put; raises Unavailable."""
         try:
-            ready, _consumers = await check_queue(link, self.name)
+            return not await self._is_empty(link)
         except NotFound:
             return False
-        return ready > 0
+
+    async def _is_empty(self, link: Link) -> bool:
+        """Return whether the message is gone; raises NotFound, Unavailable."""
+        looks = _LOOKS if self._kind.survives_restart else 1
+        for look in range(looks):
+            if look:
+                await asyncio.sleep(_LOOK)
+            ready, _consumers = await check_queue(link, self.name)
+            if ready:
+                return False
+        return True
 
     async def touch(self, link: Link, publishing: Link | None) -> bool:
         """Keep the queue from expiring, and a message in it; False when the queue is gone."""
         try:
-            ready, _consumers = await check_queue(link, self.name)
-            if not ready and publishing is not None and publishing.blocked is None:
+            empty = await self._is_empty(link)
+            if empty and publishing is not None and publishing.blocked is None:
                 await self._renew(publishing)
         except (Unavailable, pika.exceptions.AMQPError):
             log.debug("the broker went away while the canary was touched")
