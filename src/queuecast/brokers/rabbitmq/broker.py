@@ -38,6 +38,7 @@ from ..base import (
 from .address import Address
 from .connection import Link
 from .consumers import Consumers
+from .exchange_watch import ExchangeWatch
 from .failures import of_channel
 from .feeds import EXPIRES, REBIND, Feeds
 from .ownqueue import OwnQueues
@@ -105,6 +106,7 @@ class RabbitBroker:
         self._streaming = connection(
             "streams", self._on_streaming_up, lambda why: self._retained.on_down(why)
         )
+        self._watch = ExchangeWatch(self._consuming)
         self._retained = Retained(
             retain,
             self._streaming,
@@ -175,10 +177,12 @@ class RabbitBroker:
             await self._topology.repeat(link)
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
+        self._watch.on_up(link)
         self._feeds.on_up(link)
         await self._pool.lines[0].on_up(link)
 
     def _on_consuming_down(self, why: str) -> None:
+        self._watch.on_down()
         self._feeds.on_down(why)
         self._own.on_down()
         self._pool.lines[0].on_down(why)
@@ -335,7 +339,7 @@ class RabbitBroker:
             return
         self._closed = True
         await self._publisher.close(self._grace)
-        for part in (self._consumers, self._feeds, self._retained):
+        for part in (self._consumers, self._feeds, self._retained, self._watch):
             try:
                 await part.close()
             except (QueuecastError, pika.exceptions.AMQPError) as error:
