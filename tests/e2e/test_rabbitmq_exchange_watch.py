@@ -52,6 +52,18 @@ class Watching:
         self.back: list[str] = []
         self.following: Following | None = None
 
+    @property
+    def epoch(self) -> str:
+        assert self.following is not None
+        return self.following.epoch
+
+    async def told(self, losses: int) -> None:
+        """Return when it has told of so many losses."""
+        await eventually(lambda: len(self.lost) >= losses, "the loss was noticed")
+
+    async def is_back(self) -> None:
+        await eventually(lambda: bool(self.back), "its return was noticed")
+
     async def follow(self, exchange: str) -> Following:
         self.following = await self.watch.follow(exchange, self.lost.append, self.back.append)
         return self.following
@@ -95,23 +107,21 @@ async def test_deleted_and_declared_at_once(
     await at(rabbit, declare(name))
     async with watching(rabbit.url) as one, watching(rabbit.url) as two:
         epoch = (await one.follow(name)).epoch
-        assert epoch and (await two.follow(name)).epoch == epoch
+        assert epoch
+        assert (await two.follow(name)).epoch == epoch
         await later()
-        assert not one.lost and not two.lost
+        assert one.lost == two.lost == []
         for turn in (1, 2):
             with caplog.at_level(logging.WARNING):
                 await at(rabbit, delete(name), declare(name, kind))
                 for each in (one, two):
-                    await eventually(
-                        lambda each=each: len(each.lost) == turn,  # type: ignore[misc]
-                        "noticed",
-                    )
+                    await each.told(turn)
             assert one.lost == two.lost == again(name) * turn
-            assert not one.back and not two.back
-            assert one.following and two.following
-            assert one.following.epoch == two.following.epoch != epoch
-            epoch = one.following.epoch
-        assert len([each for each in caplog.records if name in each.getMessage()]) == 4
+            assert one.back == two.back == []
+            assert one.epoch == two.epoch != epoch
+            epoch = one.epoch
+        warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
+        assert len([each for each in warnings if name in each.getMessage()]) == 4
         await later()
         assert one.watch.losses == two.watch.losses == 2
         await at(rabbit, delete(name))
@@ -124,13 +134,13 @@ async def test_missing_for_a_while(rabbit: RabbitMQ) -> None:
     async with watching(rabbit.url) as one:
         await one.follow(name)
         await at(rabbit, delete(name))
-        await eventually(lambda: one.lost, "noticed")
+        await one.told(1)
         assert one.lost == [f"the exchange {name!r} is missing"]
-        assert one.following and not one.following.epoch
+        assert not one.epoch
         await later()
         await at(rabbit, declare(name))
-        await eventually(lambda: one.back, "noticed that it is back")
-        assert one.following.epoch
+        await one.is_back()
+        assert one.epoch
         assert (len(one.lost), one.back) == (1, [f"the exchange {name!r} was missing"])
         await at(rabbit, delete(name))
 
@@ -138,14 +148,16 @@ async def test_missing_for_a_while(rabbit: RabbitMQ) -> None:
 async def test_missing_from_the_beginning(rabbit: RabbitMQ) -> None:
     name = unique("watched")
     async with watching(rabbit.url) as one:
-        following = await one.follow(name)
+        await one.follow(name)
         await later()
-        assert not one.lost and not following.epoch
+        assert not one.lost
+        assert not one.epoch
         await at(rabbit, declare(name))
-        await eventually(lambda: one.back, "noticed")
-        assert following.epoch and not one.lost
+        await one.is_back()
+        assert one.epoch
+        assert not one.lost
         await at(rabbit, delete(name), declare(name))
-        await eventually(lambda: one.lost, "noticed")
+        await one.told(1)
         await at(rabbit, delete(name))
 
 
@@ -166,7 +178,7 @@ async def test_deleted_while_the_connection_was_away(rabbit: RabbitMQ) -> None:
         # Another gateway has made everything again before this one is back.
         await two.follow(name)
         await proxy.accept()
-        await eventually(lambda: one.lost, "noticed")
+        await one.told(1)
         await later()
         assert one.lost == again(name)
         assert not two.lost
@@ -182,7 +194,7 @@ async def test_a_gateway_that_ends_disturbs_no_other(rabbit: RabbitMQ) -> None:
             following = await two.follow(name)
             await following.close()
             await at(rabbit, delete(name), declare(name))
-            await eventually(lambda: one.lost, "noticed")
+            await one.told(1)
             assert not two.lost
         await later()
         assert one.lost == again(name)
@@ -194,18 +206,21 @@ async def test_without_the_right_to_write(
 ) -> None:
     name, user = unique("watched"), unique("reader")
     await at(rabbit, declare(name))
-    url = rabbit.add_user(user, configure="queuecast.*", write="queuecast.*", read=".*")
+    url = rabbit.add_user(user, "pw", configure="queuecast.*", write="queuecast.*", read=".*")
     async with watching(url) as one:
         for _ in range(2):
             following = await one.follow(name)
-            assert not following.epoch and following.is_watchable
+            assert following.is_watchable
+            assert not following.epoch
         told = [each.getMessage() for each in caplog.records if name in each.getMessage()]
-        assert len(told) == 1 and "not watched" in told[0] and user in told[0]
+        assert len(told) == 1
+        assert "not watched" in told[0]
+        assert user in told[0]
         # What is missing for longer than a look is noticed all the same.
         await at(rabbit, delete(name))
-        await eventually(lambda: one.lost, "noticed")
+        await one.told(1)
         await at(rabbit, declare(name))
-        await eventually(lambda: one.back, "noticed that it is back")
+        await one.is_back()
         await at(rabbit, delete(name))
     rabbit.delete_users(user)
 
@@ -229,20 +244,13 @@ async def test_a_killed_broker(rabbit_own: RabbitServer, durable: bool) -> None:
                     60,
                 )
                 if not durable:
-                    await eventually(
-                        lambda each=each: len(each.lost) == turn,  # type: ignore[misc]
-                        "noticed",
-                    )
+                    await each.told(turn)
             await later()
             if durable:
                 assert one.lost == two.lost == []
         await at(rabbit_own, delete(name), declare(name, durable=durable))
         for each in (one, two):
-            before = 0 if durable else 2
-            await eventually(
-                lambda each=each, before=before: len(each.lost) == before + 1,  # type: ignore[misc]
-                "noticed",
-            )
+            await each.told(1 if durable else 3)
         await at(rabbit_own, delete(name))
 
 
@@ -250,7 +258,8 @@ async def test_what_cannot_be_deleted_is_not_watched(rabbit: RabbitMQ) -> None:
     async with watching(rabbit.url) as one:
         for name in ("", "amq.topic", "amq.direct"):
             following = await one.watch.follow(name, one.lost.append)
-            assert not following.is_watchable and not following.epoch
+            assert not following.is_watchable
+            assert not following.epoch
             await following.close()
 
 
@@ -260,7 +269,7 @@ async def test_many_exchanges_of_which_some_are_deleted(rabbit: RabbitMQ) -> Non
     async with watching(rabbit.url) as one:
         await asyncio.gather(*(one.watch.follow(name, one.lost.append) for name in names))
         gone = names[::3]
-        await at(rabbit, *map(delete, gone), *map(declare, gone))
+        await at(rabbit, *(call(name) for name in gone for call in (delete, declare)))
         await eventually(lambda: len(one.lost) >= len(gone), "noticed", 20)
         await later()
         assert sorted(one.lost) == sorted(why for name in gone for why in again(name))

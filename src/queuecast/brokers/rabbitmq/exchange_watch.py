@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import pika.exceptions
 
-from ...errors import Conflict, NotFound, QueuecastError, Refused
+from ...errors import Conflict, NotFound, QueuecastError, Refused, Unavailable
 from ..base import PREDECLARED
 from .connection import Link
 from .exchange_identity import ExchangeIdentity, missing
@@ -30,7 +30,8 @@ _PER_LOOK = 500
 # … and of those that are missing: each costs a channel and a line in RabbitMQ's log.
 _MISSING_PER_LOOK = 20
 # Seconds for RabbitMQ to answer. A node in a minority is silent about changes of its topology.
-_ANSWERS = 5.0
+# Several calls in a row, each a transaction in RabbitMQ's store.
+_ANSWERS = 10.0
 # Exchanges that the log has named as not watched; keeps a client from filling the log and memory.
 _MOST_TOLD = 1000
 
@@ -92,6 +93,11 @@ class _Watched:
         self.busy = asyncio.Lock()
 
     @property
+    def is_known(self) -> bool:
+        """Whether it is watched, or known why it is not."""
+        return bool(self.epoch) or self.is_missing or self.is_blind
+
+    @property
     def looked_at(self) -> str:
         """The exchange whose absence means that this one was deleted."""
         return self.identity.sign(self.epoch) if self.epoch else self.name
@@ -118,11 +124,13 @@ class ExchangeWatch:
     async def follow(
         self, exchange: str, on_lost: OnLost, on_back: OnLost | None = None
     ) -> Following:
-        """Watch an exchange, and return once that stands, or at once where it cannot.
+        """Watch an exchange, and return once the watch stands.
 
         To be called before a queue is bound, so that no loss goes unnoticed. on_lost: called from
         the loop, with the reason, when the exchange was deleted. Where it is missing since,
-        on_back is called when it is there again (on_lost when None). Raises nothing.
+        on_back is called when it is there again (on_lost when None). Returns at once where it
+        cannot be watched: missing, predeclared, or without the right. Raises Unavailable when
+        RabbitMQ is away or does not answer within 10 seconds.
         """
         on_back = on_lost if on_back is None else on_back
         if self._closed or not is_watchable(exchange):
@@ -133,9 +141,14 @@ class ExchangeWatch:
         following = Following(watched, on_lost, on_back)
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="rabbitmq exchange watch")
-        link = self._link
-        if link is not None and not watched.epoch and not watched.is_blind:
-            await self._check(link, watched, again=False)
+        try:
+            if not watched.is_known:
+                await self._check(self._link, watched, again=False)
+            if not watched.is_known:
+                raise Unavailable(f"RabbitMQ does not answer about the exchange {exchange!r}")
+        except BaseException:
+            await following.close()
+            raise
         return following
 
     def on_up(self, link: Link) -> None:
@@ -203,14 +216,16 @@ class ExchangeWatch:
         due, self._next = self._next[:_PER_LOOK], self._next[_PER_LOOK:]
         return [each for each in due if each.followings]
 
-    async def _check(self, link: Link, watched: _Watched, *, again: bool = True) -> None:
+    async def _check(self, link: Link | None, watched: _Watched, *, again: bool = True) -> None:
         """Find out which exchange is there, and tell those who follow it what has changed.
 
         again: also if another call has found that out meanwhile.
         """
+        if link is None:
+            return
         try:
             async with asyncio.timeout(_ANSWERS), watched.busy:
-                if not again and watched.epoch:
+                if not again and watched.is_known:
                     return
                 if watched.is_blind:
                     # Only asked for when it was found missing.
@@ -249,7 +264,7 @@ class ExchangeWatch:
 
     def _lost(self, watched: _Watched, *, missing_now: bool) -> None:
         if watched.is_missing:
-            return
+            return  # it is known already
         if missing_now:
             known = bool(watched.epoch) or watched.is_blind
             watched.is_missing, watched.epoch = True, ""
