@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from queuecast.brokers.rabbitmq import stream_mark
-from queuecast.brokers.rabbitmq.streams import Identity, stream_arguments, stream_name
+from queuecast.brokers.rabbitmq.streams import StreamIdentity, stream_arguments, stream_name
 from queuecast.position import Mark
 from tests.support.rabbit import proxied, through
 from tests.support.retained import channel, delete, open_feed, publish, read, retaining, rule, seen
@@ -82,7 +82,7 @@ async def test_a_stream_that_lost_its_end_gets_a_new_epoch(
     monkeypatch.setattr(stream_mark, "PATIENCE", 2.0)
     key = unique("shortened")
     kept = rule(f"/topic/{key}")
-    name, identity = stream_name(kept), Identity(stream_name(kept)).exchange
+    name, identity = stream_name(kept), StreamIdentity(stream_name(kept)).exchange
     async with proxied(rabbit) as proxy, retaining(through(proxy, rabbit.url), kept) as broker:
         _, sink = await open_feed(broker, f"/topic/{key}")
         publish(rabbit, key, [b"%d" % n for n in range(5)])

@@ -108,6 +108,7 @@ class RabbitBroker:
         self._streaming = connection(
             "streams", self._on_streaming_up, lambda why: self._retained.on_down(why)
         )
+        self._watch = ExchangeWatch(self._consuming)
         self._retained = Retained(
             retain,
             self._streaming,
@@ -120,7 +121,6 @@ class RabbitBroker:
         self._supervisors = [self._consuming, self._publishing]
         if retain:
             self._supervisors.append(self._streaming)
-        self._watch = ExchangeWatch(self._consuming)
         self._feeds = Feeds(
             self._consuming,
             self._publishing,

@@ -32,7 +32,7 @@ from .stream_pass import StreamPass
 from .stream_past import Past
 from .stream_request import keys_of, size_of, take_offset
 from .streams import (
-    Identity,
+    StreamIdentity,
     bind_stream,
     check_exchange,
     declare_stream,
@@ -71,7 +71,7 @@ class StreamReader:
         self.last = -1
         """The stream's offset up to which everything was handed to the feeds."""
         self.window = Window(WINDOW)
-        self._identity = Identity(self.name)
+        self._identity = StreamIdentity(self.name)
         self.past = Past(rule, StreamPass(self.name, self._identity.exchange, owner.wait))
         self.problem = "not started"
         self._feeds: set[RetainedFeed] = set()

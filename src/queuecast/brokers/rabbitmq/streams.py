@@ -1,12 +1,7 @@
-"""A rule's stream at the broker: its name, its arguments, and the epoch that tells it from others.
+"""A rule's stream at the broker: its name, its arguments, and the epoch of its offsets.
 
-The stream and its binding are shared by all nodes: whoever comes first declares them. So is the
-epoch of its offsets, which must be the same on every node, outlive restarts of all of them, and
-change when the stream was deleted and made anew, by whomever. It is kept at the broker, where it
-cannot part from the stream: a durable auto-delete exchange is bound to the stream, and the epoch
-is written in its `alternate-exchange` argument. RabbitMQ deletes the exchange together with its
-last binding, hence in the transaction that deletes the stream; creating an exchange is atomic, so
-nodes that start at once agree; and RabbitMQ's refusal of another value names the present one.
+The stream, its binding and its epoch (see identity.py) are shared by all nodes: the first one
+declares them.
 """
 
 from __future__ import annotations
@@ -15,7 +10,6 @@ import hashlib
 import logging
 import math
 import re
-import secrets
 from urllib.parse import quote
 
 import pika.exceptions
@@ -23,8 +17,9 @@ import pika.exceptions
 from ...errors import ConfigError, Conflict, QueuecastError, Unavailable
 from ...pattern import is_pattern
 from ...retention import RetainRule
-from .connection import Link
+from .connection import Channel, Link
 from .failures import NOT_FOUND, PRECONDITION_FAILED, of_channel, plain
+from .identity import Identity, current_value
 from .topology import OPAQUE
 
 log = logging.getLogger(__name__)
@@ -39,8 +34,6 @@ _UNSIZED_SEGMENT = 32 << 20  # of a rule that has an age only
 # Characters of a name that are readable. RabbitMQ's refusals quote it and end after 255 bytes,
 # which must still hold both values of an argument.
 _READABLE = 60
-# Attempts to agree with other nodes on an epoch, while somebody deletes and makes the stream.
-_ATTEMPTS = 5
 
 _SETTINGS = {
     "x-max-age": "age",
@@ -48,8 +41,6 @@ _SETTINGS = {
     "x-stream-max-segment-size-bytes": "bytes",
 }
 _ARGUMENT = re.compile(r"inequivalent arg '([^']+)'")
-_CURRENT = re.compile(r"current is (?:the value )?'([^']*)'")
-_EPOCH_PREFIX = "queuecast.e."
 _DOWN = "is down or inaccessible"
 
 
@@ -129,8 +120,7 @@ def _conflict(
             f"{text}",
             "it has to be the stream that Queuecast declares: delete it, or use another exchange",
         )
-    current = _CURRENT.search(text)
-    has = current[1] if current else "none"
+    has = current_value(text) or "none"
     wants = arguments.get(argument, "none")
     return Conflict(
         f"[[retain]] {rule.destination}: {setting} makes {argument} {wants}, but the stream "
@@ -175,76 +165,17 @@ def _away(name: str, error: pika.exceptions.ChannelClosedByBroker) -> QueuecastE
     )
 
 
-class Identity:
-    """The epoch of a stream, kept beside it in an exchange that lives and dies with it."""
+class StreamIdentity(Identity):
+    """The epoch of a stream, which is also the epoch of its offsets."""
 
     def __init__(self, stream: str) -> None:
-        self._stream = stream
-        # Short, for the same 255 bytes.
         digest = hashlib.blake2b(stream.encode(), digest_size=6).hexdigest()
-        self.exchange = f"queuecast.id.{digest}"
+        super().__init__(f"queuecast.id.{digest}", f"the stream {stream!r}")
+        self._stream = stream
 
-    async def learn(self, link: Link) -> str:
-        """Return the epoch of the stream that is there now, giving it one if it has none.
+    async def _bind(self, channel: Channel, epoch: str) -> None:
+        await channel.call("queue_bind", self._stream, self.exchange, "")
 
-        Raises Unavailable, also when there is no stream any more.
-        """
-        for _ in range(_ATTEMPTS):
-            epoch = await self.current(link)
-            try:
-                async with link.probe() as channel:
-                    await channel.call("queue_bind", self._stream, self.exchange, "")
-            except pika.exceptions.ChannelClosedByBroker as error:
-                if error.reply_code == NOT_FOUND and "no exchange" in error.reply_text:
-                    continue
-                raise _away(self._stream, error) from None
-            except pika.exceptions.AMQPError as error:
-                raise of_channel(error) from None
-            # Until it is bound the exchange may outlive a stream, so look once more.
-            if await self.current(link) == epoch:
-                return epoch
-        raise Unavailable(f"the stream {self._stream!r} is made again and again by somebody")
-
-    async def current(self, link: Link) -> str:
-        """Return the epoch, an unused new one if there was none; raises Conflict, Unavailable.
-
-        An old epoch is never written again: the exchange may just have gone with its stream.
-        """
-        epoch = secrets.token_hex(5)
-        try:
-            async with link.probe() as channel:
-                await channel.call(
-                    "exchange_declare",
-                    self.exchange,
-                    exchange_type="fanout",
-                    durable=True,
-                    auto_delete=True,
-                    arguments={"alternate-exchange": _EPOCH_PREFIX + epoch},
-                )
-        except pika.exceptions.ChannelClosedByBroker as error:
-            if error.reply_code != PRECONDITION_FAILED:
-                raise of_channel(error) from None
-            return self._read(error.reply_text)
-        except pika.exceptions.AMQPError as error:
-            raise of_channel(error) from None
-        return epoch
-
-    def _read(self, text: str) -> str:
-        found = _CURRENT.search(text)
-        if found is not None and re.fullmatch(_EPOCH_PREFIX + "[0-9a-f]{10}", found[1]):
-            return found[1].removeprefix(_EPOCH_PREFIX)
-        raise Conflict(
-            f"the exchange {self.exchange!r} of the stream {self._stream!r} cannot be read: "
-            f"{plain(text)}",
-            "delete it if it is not Queuecast's; the virtual host's name has at most 64 bytes",
-        )
-
-    async def renew(self, link: Link, old: str) -> None:
-        """Have the next `learn` find another epoch than `old`; raises Refused, Unavailable."""
-        if await self.current(link) != old:
-            return
-        try:
-            async with link.probe() as channel:
-                await channel.call("exchange_delete", self.exchange)
-        except pika.exceptions.AMQPError as error:
-            raise of_channel(error) from None
+    def _failure(self, error: BaseException) -> QueuecastError:
+        assert isinstance(error, pika.exceptions.ChannelClosedByBroker)
+        return _away(self._stream, error)
