@@ -116,6 +116,10 @@ class FeedQueue:
         """Tell the readers of these routing keys that RabbitMQ dropped a message of theirs."""
         self._readers.gap_of(keys, why)
 
+    def expired(self) -> None:
+        """Tell everyone that messages may have expired while the gateway was away."""
+        self._readers.gap(EXPIRED)
+
     async def ping(self, now: float) -> bool:
         """Look whether the queue delivers; False when it has not for too long."""
         intake = self._intake

@@ -42,6 +42,9 @@ _FIRST_TOUCH = 2.0  # seconds; a policy that expires messages shows soon
 # Seconds between looks at whether the queues deliver, and queues looked at in one of them.
 _PING = 5.0
 _PINGS = 200
+# Seconds after a reconnect: the first look at how long messages live, and the last.
+_FIRST_AGE = 0.25
+_MOST_AGE = 60.0
 _DELETION = 5.0  # seconds for the broker to delete a queue
 _CANARY_PATIENCE = 5.0  # seconds; a broker that is low on memory takes no message
 REBIND = 30.0  # seconds between looks at exchanges and bindings
@@ -79,6 +82,7 @@ class Feeds:
         self._letters = Letters(prefix, expires + _CANARY_EXTRA, self._on_dropped)
         self._letters_link: Link | None = None
         self._letters_came = False
+        self._down_at: float | None = None  # when the link was lost, by the loop's clock
         self.zombie_patience = zombie_patience
         self.link: Link | None = None
         self.patience = patience
@@ -101,6 +105,10 @@ class Feeds:
     def on_up(self, link: Link) -> None:
         """Recover every queue on a new link."""
         self.link = link
+        if self._queues and self._down_at is not None:
+            away = asyncio.get_running_loop().time() - self._down_at
+            self._spawn(self._measure_ages(link, away, list(self._queues.values())), "ages")
+        self._down_at = None
         self._verdicts.clear()
         self._refused = False
         for queue in self._queues.values():
@@ -113,6 +121,8 @@ class Feeds:
     def on_down(self, why: str) -> None:
         """Fail openings in progress; open feeds wait for the reconnect."""
         self.link = None
+        if self._down_at is None:
+            self._down_at = asyncio.get_running_loop().time()
         for queue in self._queues.values():
             queue.on_down(why)
 
@@ -338,6 +348,28 @@ class Feeds:
             # As good as one put with the queue: the link has not been lost since.
             if queue.canary is None and queue.is_on(link):
                 queue.canary = self._canary
+
+    async def _measure_ages(self, link: Link, away: float, queues: list[FeedQueue]) -> None:
+        """Notice a policy that limits the age of messages to less than the gateway was away.
+
+        Letters expire like the messages that they tell of, and a policy does not concern older
+        messages. So a new message shows how long messages live now.
+        """
+        try:
+            canary = await self.canary_of(link)
+            pause = waited = _FIRST_AGE
+            while canary is not None and waited < min(2 * away, _MOST_AGE):
+                await asyncio.sleep(pause)
+                if self._letters_came or not link.is_open:
+                    return  # it is told, or will be looked at again
+                if not await canary.alive(link):
+                    for queue in queues:
+                        queue.expired()
+                    await canary.touch(link, self._publishing.link)
+                    return
+                pause, waited = waited, 2 * waited
+        except QueuecastError as error:
+            log.debug("how long messages live is not known: %s", error)
 
     def _lose(self, canary: Canary) -> None:
         self._canaries.discard(canary)
