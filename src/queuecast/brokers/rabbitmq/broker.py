@@ -36,6 +36,7 @@ from ..base import (
     QueueSpec,
 )
 from .address import Address
+from .away import AwayQueues
 from .connection import Link
 from .consumers import Consumers
 from .failures import of_channel
@@ -129,16 +130,19 @@ class RabbitBroker:
             linger=linger,
         )
         self._own = OwnQueues(self._consuming, patience=patience)
+        self._away = AwayQueues(self._consuming)
         self._pool = ConsumerPool(self._consuming, connection, patience=patience)
         self._consumers = Consumers(
             self._pool,
             self._topology,
             self._own.owners,
             deliveries if deliveries is not None else DeliveryBudget(),
+            self._away,
         )
         self._publisher = Publisher(
             self._publishing,
             self._topology,
+            self._away,
             patience=patience,
             confirm_timeout=confirm_timeout,
             max_unconfirmed=max_unconfirmed,
@@ -335,6 +339,7 @@ class RabbitBroker:
             return
         self._closed = True
         await self._publisher.close(self._grace)
+        await self._away.close()
         for part in (self._consumers, self._feeds, self._retained):
             try:
                 await part.close()

@@ -9,7 +9,9 @@ from ...destination import Destination, Kind
 from ...errors import BadRequest, NotFound, Unsupported
 from ..base import ConsumeSpec, DeliverySink
 from ..owners import Owners
+from .away import AwayQueues
 from .consumer import QueueConsumer
+from .failures import Away
 from .pool import ConsumerPool, Line
 from .topology import Topology
 
@@ -22,9 +24,15 @@ class Consumers:
     """All consumers of this node."""
 
     def __init__(
-        self, pool: ConsumerPool, topology: Topology, owners: Owners, budget: DeliveryBudget
+        self,
+        pool: ConsumerPool,
+        topology: Topology,
+        owners: Owners,
+        budget: DeliveryBudget,
+        away: AwayQueues,
     ) -> None:
         self._pool = pool
+        self.away = away
         self.budget = budget
         self.owners = owners
         self._topology = topology
@@ -50,8 +58,10 @@ class Consumers:
                     raise
                 # It went with its last consumer between the declaration and this one.
                 await consumer.open(link)
-        except BaseException:
+        except BaseException as error:
             self._pool.opened(line, None)
+            if isinstance(error, Away):
+                self.away.note(consumer.queue, error)
             raise
         self._pool.opened(line, consumer)
         self._all[consumer] = line

@@ -31,9 +31,41 @@ ACCESS_REFUSED = 403
 NOT_FOUND = 404
 RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
+RESOURCE_ERROR = 506
 NOT_ALLOWED = 530
 
 _QUEUE = re.compile(r"no queue '(.*)' in vhost")
+# How RabbitMQ 3.10 to 4.3 begin the text of NOT_FOUND about a queue that exists and does not run:
+# its node is down; its process was stopped, crashed, did not answer, or its leader moves. The
+# beginnings decide, because RabbitMQ cuts a text off at 255 bytes.
+_AWAY = ("home node '", "queue '", "failed to perform operation on ")
+# ... and of PRECONDITION_FAILED about a stream whose replica does not run where we are connected,
+# 3.10 and later ones.
+_NO_REPLICA = ("queue 'queue '", "stream queue '")
+
+REPLICA_HINT = (
+    "add one with `rabbitmq-streams add_replica STREAM NODE`, or connect to a node that has one"
+)
+
+
+class Away(Unavailable):
+    """A queue that exists and cannot be used now: its node is down, or it has no majority.
+
+    why: RabbitMQ's words, for the log. elsewhere: it may be used at another node.
+    """
+
+    def __init__(
+        self, text: str, hint: str = "", *, why: str = "", elsewhere: bool = False
+    ) -> None:
+        super().__init__(text, hint)
+        self.why = why or text
+        self.elsewhere = elsewhere
+
+
+def away(queue: str, why: str) -> Away:
+    """Return the error for a queue that is known to be away."""
+    return Away(f"the queue {queue!r} is away at the moment: its node is down", why=why)
+
 
 _OTHER_NAME = "the broker URL's host has to be a name that the certificate has"
 # What to do about a certificate, by OpenSSL's X509_V_ERR_… (openssl-verification-options(1)).
@@ -75,12 +107,19 @@ def of_channel(error: BaseException, exchange: str | None = None) -> QueuecastEr
     if code == NOT_FOUND:
         if exchange and "no exchange" in text:
             return missing_exchange(exchange)
+        if text.startswith(_AWAY):
+            return Away(text)
         queue = _QUEUE.search(text)
         return missing_queue(queue[1]) if queue else NotFound(text)
     if code == RESOURCE_LOCKED:
         return Locked(text)
     if code == PRECONDITION_FAILED:
+        if text.startswith(_NO_REPLICA):
+            return Away(text, REPLICA_HINT, elsewhere=True)
         return Conflict(text)
+    if code == RESOURCE_ERROR:
+        # A stream's coordinator or replica that does not run at the moment.
+        return Away(text, elsewhere=True)
     if isinstance(error, pika.exceptions.ChannelClosedByClient):
         return Unavailable("the channel to RabbitMQ is closing")
     return BadRequest(text)

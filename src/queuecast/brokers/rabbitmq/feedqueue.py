@@ -19,7 +19,7 @@ from ...errors import Conflict, NotFound, QueuecastError, Unavailable
 from ...message import Message
 from ..base import FeedSink
 from .connection import Channel, Link
-from .failures import NOT_FOUND, missing_exchange, of_channel, reason
+from .failures import NOT_FOUND, Away, missing_exchange, of_channel, reason
 from .intake import PREFETCH, Intake
 from .readers import Reader, Readers
 from .recovery import RESTARTED, UNWATCHED
@@ -213,6 +213,8 @@ class FeedQueue:
                 ready, consumers = await check_queue(link, self.name)
             except NotFound:
                 return "the feed's queue expired while the broker was away"
+            except Away:
+                return "the node of the feed's queue is down"
             if not consumers:
                 break
             # The broker still believes in our old connection: what it was sent comes back, in
@@ -311,7 +313,7 @@ class FeedQueue:
 
     def _bind_failed(self, keys: list[str], error: pika.exceptions.ChannelClosedByBroker) -> None:
         """Handle a missing exchange (retried later) or queue (made anew)."""
-        if "no queue" in error.reply_text:
+        if "no exchange" not in error.reply_text:
             self._lose_channel()
             raise of_channel(error)
         self._feeds.topology.forget(self.exchange)

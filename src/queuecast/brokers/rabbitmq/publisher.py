@@ -23,6 +23,7 @@ from ...errors import (
     BadRequest,
     Conflict,
     OutcomeUnknown,
+    PublishFailed,
     QueuecastError,
     Refused,
     Unavailable,
@@ -31,11 +32,13 @@ from ...errors import (
 )
 from ...message import Properties
 from ..background import Background
+from .away import AwayQueues
 from .confirms import ConfirmChannel, Outgoing, unknown, where
-from .connection import PROBES, Link
+from .connection import Link
 from .content import to_amqp
-from .failures import ACCESS_REFUSED, NOT_FOUND, of_channel, reason
+from .failures import ACCESS_REFUSED, NOT_FOUND, Away, of_channel, reason
 from .lanes import Lane, Lanes
+from .probes import PROBES
 from .supervisor import Supervisor
 from .topology import Topology, ensure_queue
 
@@ -63,6 +66,7 @@ class Publisher:
         self,
         supervisor: Supervisor,
         topology: Topology,
+        away: AwayQueues,
         *,
         patience: float,
         confirm_timeout: float,
@@ -71,6 +75,7 @@ class Publisher:
     ) -> None:
         self._supervisor = supervisor
         self._topology = topology
+        self._away = away
         self._patience = patience
         self._confirm_timeout = confirm_timeout
         self._max_unconfirmed = max_unconfirmed
@@ -182,14 +187,36 @@ class Publisher:
         if properties.user_id not in (None, user):
             # RabbitMQ would close the channel under everybody.
             raise Refused(f"user_id {properties.user_id!r}", f"the gateway's login is {user!r}")
+        if exchange:
+            await self._publish(exchange, key, body, attributes, wanted, declare)
+            return
+        self._away.check(key)
         try:
             await self._publish(exchange, key, body, attributes, wanted, declare)
-        except Unroutable:
-            if declare is None:
+        except OutcomeUnknown:
+            raise
+        except PublishFailed as error:
+            await self._diagnose(key, error)
+            if declare is None or not isinstance(error, Unroutable):
                 raise
             # The queue was deleted since it was declared: once more, with a new one.
             self._verified.pop(("", declare), None)
             await self._publish(exchange, key, body, attributes, wanted, declare)
+        except Away as error:
+            self._away.note(key, error)
+            raise
+        self._away.used(key)
+
+    async def _diagnose(self, queue: str, error: PublishFailed) -> None:
+        """Raise Away if a queue did not take a message because its node is down."""
+        try:
+            await self._away.ask(queue)
+        except Away:
+            raise
+        except QueuecastError:
+            return
+        if isinstance(error, Unroutable):
+            raise Unavailable(f"the queue {queue!r} was away a moment ago")
 
     async def _publish(
         self,

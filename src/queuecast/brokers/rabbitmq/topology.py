@@ -17,13 +17,24 @@ from pika.compat import long
 from ...errors import Conflict, NotFound, QueuecastError
 from ..base import EXCHANGE_TYPES, PREDECLARED, ExchangeSpec, QueueSpec
 from .connection import Link
-from .failures import NOT_FOUND, PRECONDITION_FAILED, missing_exchange, of_channel, plain
+from .failures import (
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    Away,
+    away,
+    missing_exchange,
+    of_channel,
+    plain,
+)
 
 log = logging.getLogger(__name__)
 
 # What we call an exchange whose type we cannot learn or match by: a plugin's, or one that this
 # login may not declare.
 OPAQUE = "opaque"
+
+# Seconds for a call about a queue: RabbitMQ 4 waits for a minute for one whose node is down.
+QUEUE_PATIENCE = 4.0
 
 # RabbitMQ compares the type first; the text is the same from 3.8 to 4.x.
 _TYPE = re.compile(r"inequivalent arg 'type' .*current is '([^']+)'")
@@ -53,7 +64,11 @@ class Topology:
             await _declare_exchange(link, exchange)
             self._exchanges[exchange.name] = exchange
         for queue in queues:
-            await declare_queue(link, queue)
+            try:
+                await declare_queue(link, queue)
+            except Away as error:
+                # One queue of a node that is down must not stop the gateway.
+                log.warning("queue %r cannot be declared now: %s", queue.name, error)
             self._queues[queue.name] = queue
 
     async def repeat(self, link: Link) -> None:
@@ -161,7 +176,7 @@ async def _declare_exchange(link: Link, spec: ExchangeSpec) -> None:
 async def declare_queue(link: Link, spec: QueueSpec) -> None:
     """Declare and bind a queue; raises Conflict, Locked, Refused, NotFound, Unavailable."""
     try:
-        async with link.probe() as channel:
+        async with link.probe(patience=QUEUE_PATIENCE) as channel:
             await channel.call(
                 "queue_declare",
                 spec.name,
@@ -170,11 +185,13 @@ async def declare_queue(link: Link, spec: QueueSpec) -> None:
                 auto_delete=spec.auto_delete,
                 arguments=_table(spec.arguments),
             )
+    except TimeoutError:
+        raise silent(spec.name) from None
     except pika.exceptions.AMQPError as error:
         raise _conflict(error, "queue", spec.name, _queue_words(spec)) from None
     for binding in spec.bindings:
         try:
-            async with link.probe() as channel:
+            async with link.probe(patience=QUEUE_PATIENCE) as channel:
                 await channel.call(
                     "queue_bind",
                     spec.name,
@@ -182,6 +199,8 @@ async def declare_queue(link: Link, spec: QueueSpec) -> None:
                     binding.key,
                     arguments=dict(binding.arguments),
                 )
+        except TimeoutError:
+            raise silent(spec.name) from None
         except pika.exceptions.AMQPError as error:
             raise of_channel(error, binding.exchange) from None
 
@@ -219,19 +238,31 @@ def _queue_words(spec: QueueSpec) -> str:
     )
 
 
-async def ensure_queue(link: Link, spec: QueueSpec) -> None:
-    """Declare a queue unless it is there, with whatever properties; raises as of_channel."""
+def silent(name: str) -> Away:
+    """Return the error for a queue about which RabbitMQ does not answer."""
+    return away(name, f"RabbitMQ did not answer about it within {QUEUE_PATIENCE:g} s")
+
+
+async def ensure_queue(link: Link, spec: QueueSpec) -> bool:
+    """Declare a queue unless it is there, with whatever properties; raises as of_channel.
+
+    Returns whether it was missing.
+    """
     try:
         await check_queue(link, spec.name)
     except NotFound:
         await declare_queue(link, spec)
+        return True
+    return False
 
 
 async def delete_queue(link: Link, name: str, *, if_unused: bool = False) -> None:
     """Delete a queue; nothing when it is not there. Raises Locked, Refused, Unavailable."""
     try:
-        async with link.probe() as channel:
+        async with link.probe(patience=QUEUE_PATIENCE) as channel:
             await channel.call("queue_delete", name, if_unused=if_unused)
+    except TimeoutError:
+        raise silent(name) from None
     except pika.exceptions.AMQPError as error:
         failure = of_channel(error)
         if not isinstance(failure, NotFound):
@@ -249,8 +280,10 @@ async def try_delete_queue(link: Link, name: str, *, if_unused: bool = False) ->
 async def check_queue(link: Link, name: str) -> tuple[int, int]:
     """Return the numbers of ready messages and of consumers; raises NotFound, Conflict."""
     try:
-        async with link.probe() as channel:
+        async with link.probe(patience=QUEUE_PATIENCE) as channel:
             answer = await channel.call("queue_declare", name, passive=True)
+    except TimeoutError:
+        raise silent(name) from None
     except pika.exceptions.AMQPError as error:
         raise of_channel(error) from None
     return answer.message_count, answer.consumer_count
