@@ -16,7 +16,7 @@ import pika.exceptions
 from ...errors import NotFound, QueuecastError, Unavailable
 from ..background import Background
 from .connection import Link
-from .failures import Away, away, of_channel
+from .failures import Away, away, ends_connections, of_channel
 from .supervisor import Supervisor
 from .topology import check_queue
 
@@ -27,6 +27,9 @@ _FIRST, _LAST = 0.25, 2.0  # seconds between questions
 # which keeps some free for such calls (pool.RESERVED_CHANNELS). When a node comes back all of
 # them are answered at once, and the next ones follow.
 _QUESTIONS = 64
+# Connections that look at one queue each, at a time; and seconds for RabbitMQ to begin a consumer.
+_TRIALS = 4
+_TRIAL = 5.0
 # Queues that are looked at; further ones are asked about by each consumer, now and then. It stops
 # a client that names thousands of queues of a dead node.
 MAX_WATCHED = 1000
@@ -53,6 +56,7 @@ class AwayQueues:
         self._supervisor = supervisor
         self._watches: dict[str, _Watch] = {}
         self._questions = asyncio.Semaphore(_QUESTIONS)
+        self._trials = asyncio.Semaphore(_TRIALS)
         self._asked: dict[str, asyncio.Future[QueuecastError | None]] = {}
         # Queues whose going was logged, and whose return was not; bounded as the watches are.
         self._told: set[str] = set()
@@ -63,7 +67,7 @@ class AwayQueues:
         watch = self._watches.get(name)
         if watch is not None:
             watch.used = asyncio.get_running_loop().time()
-            raise away(name, watch.error.why)
+            raise away(name, watch.error.why, dangerous=watch.error.dangerous)
 
     def note(self, name: str, error: Away) -> None:
         """Note that a queue is away, and look at it until it is back."""
@@ -134,25 +138,27 @@ class AwayQueues:
             await asyncio.sleep(_FIRST)
 
     async def _look_until_back(self, name: str, watch: _Watch) -> None:
+        loop = asyncio.get_running_loop()
         try:
+            if watch.error.elsewhere:
+                # It exists for every node: only a consumer can find out whether it can be read.
+                await asyncio.sleep(random.uniform(_LAST / 2, _LAST))
+                return
             delay = _FIRST
-            while not await self._is_back(name, watch):
+            is_back = self._can_be_consumed if watch.error.dangerous else self._is_back
+            while not await is_back(name):
+                if not watch.waiters and loop.time() - watch.used > _UNUSED:
+                    self._told.discard(name)
+                    return
                 await asyncio.sleep(random.uniform(delay / 2, delay))
                 delay = min(delay * 2, _LAST)
         finally:
             del self._watches[name]
             watch.back.set_result(None)
-            if not watch.waiters:
-                self.used(name)
+        if not watch.waiters:
+            self.used(name)
 
-    async def _is_back(self, name: str, watch: _Watch) -> bool:
-        if watch.error.elsewhere:
-            # Its name is known on every node: only a consumer can find out.
-            await asyncio.sleep(random.uniform(_LAST / 2, _LAST))
-            return True
-        unused = asyncio.get_running_loop().time() - watch.used
-        if not watch.waiters and unused > _UNUSED:
-            return True
+    async def _is_back(self, name: str) -> bool:
         try:
             link = await self._supervisor.wait(_LAST)
             async with self._questions:
@@ -161,6 +167,32 @@ class AwayQueues:
             return False
         except QueuecastError:
             return True  # it is gone, or somebody else's: the next to ask is told
+        return True
+
+    async def _can_be_consumed(self, name: str) -> bool:
+        """Consume it for a moment, on a connection of its own, which may end by that.
+
+        RabbitMQ has no other question that shows whether a quorum queue has its majority.
+        """
+        try:
+            await self._supervisor.wait(_LAST)
+            async with self._trials:
+                link = await self._supervisor.spare()
+                try:
+                    async with asyncio.timeout(_TRIAL):
+                        channel = await link.channel()
+                        await channel.qos(1)
+                        await channel.consume(name, "trial", lambda *_delivery: None)
+                        await channel.close()
+                finally:
+                    # Closing it in order would wait for RabbitMQ, which may hang in the question.
+                    link.drop(pika.exceptions.StreamLostError("the question was answered"))
+        except pika.exceptions.AMQPError as error:
+            return not ends_connections(error) and not isinstance(of_channel(error), Unavailable)
+        except (Unavailable, TimeoutError):
+            return False
+        except QueuecastError:
+            return True
         return True
 
     async def close(self) -> None:

@@ -26,6 +26,7 @@ class Outgoing:
     returned: str | None = None
     sent_at: float = 0.0
     counted: bool = False
+    slow: bool = False  # noted as unconfirmed for long
 
 
 class ConfirmChannel:

@@ -27,6 +27,7 @@ from .address import Address
 from .deliveries import Callback, Connection, OnMessage
 from .failures import of_connect, reason
 from .probes import Probes
+from .pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -218,6 +219,7 @@ class Link:
         self.on_blocked: Callable[[str | None], None] | None = None
         self._raw: Any = None
         self._probes = Probes(self)
+        self._pulse: Pulse | None = None
 
     @classmethod
     async def open(cls, address: Address, purpose: str) -> Link:
@@ -231,10 +233,11 @@ class Link:
             async with asyncio.timeout(address.connection_timeout + 1):
                 link._start()
                 await link._opened
+                link._pulse = Pulse(link)
         except QueuecastError:
             raise
         except BaseException as error:
-            link._drop()
+            link.drop(pika.exceptions.StreamLostError("dropped"))
             if isinstance(error, Exception):
                 host = f"{address.host}:{address.port}"
                 raise of_connect(error, host, address.virtual_host) from None
@@ -299,6 +302,11 @@ class Link:
         return self._raw is not None and bool(self._raw.is_open) and not self.lost.done()
 
     @property
+    def received(self) -> int:
+        """Bytes that came from the broker."""
+        return int(self._raw.bytes_received)
+
+    @property
     def channel_max(self) -> int:
         """How many channels were agreed on with the broker (AMQP 0-9-1, connection.tune)."""
         return int(self._raw.params.channel_max) if self._raw is not None else 0
@@ -353,16 +361,16 @@ class Link:
                 async with asyncio.timeout(_CLOSE_PATIENCE):
                     await asyncio.shield(self.lost)
                 return
-        self._drop()
+        self.drop(pika.exceptions.StreamLostError("dropped"))
 
-    def _drop(self) -> None:
-        """Cut the socket without ceremony."""
+    def drop(self, why: BaseException) -> None:
+        """Cut the socket without ceremony; `why` is what `lost` tells."""
         raw = self._raw
         if raw is None or raw.is_closed:
             return
         with contextlib.suppress(Exception):
             if raw.is_open or raw.is_closing:
-                raw._terminate_stream(pika.exceptions.StreamLostError("dropped"))
+                raw._terminate_stream(why)
             else:
                 raw.close()
 

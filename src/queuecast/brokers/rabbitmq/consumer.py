@@ -20,7 +20,7 @@ from ...errors import NotFound, QueuecastError
 from ...message import Message
 from ..base import ConsumeSpec, Delivery, DeliverySink
 from .connection import Channel, Link
-from .failures import away, missing_queue, of_channel, reason
+from .failures import away, ends_connections, missing_queue, of_channel, reason
 from .held import Held
 from .ownqueue import OwnQueue, check_owner, field_table
 from .prefetch import PrefetchWindow
@@ -130,10 +130,12 @@ class QueueConsumer:
                 channel.raw.close()
             if self._own is not None and made and not self._begun:
                 await self._own.discard(link)
+            if isinstance(error, TimeoutError):
+                raise away(self.queue, "RabbitMQ began no consumer", dangerous=True) from None
+            if ends_connections(error):
+                raise away(self.queue, "RabbitMQ failed to consume it", dangerous=True) from None
             if isinstance(error, pika.exceptions.AMQPError):
                 raise of_channel(error) from None
-            if isinstance(error, TimeoutError):
-                raise away(self.queue, "RabbitMQ did not answer to its consumer") from None
             raise
         finally:
             self._opening = False

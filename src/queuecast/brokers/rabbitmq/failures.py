@@ -33,6 +33,7 @@ RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
 RESOURCE_ERROR = 506
 NOT_ALLOWED = 530
+INTERNAL_ERROR = 541
 
 _QUEUE = re.compile(r"no queue '(.*)' in vhost")
 # How RabbitMQ 3.10 to 4.3 begin the text of NOT_FOUND about a queue that exists and does not run:
@@ -51,20 +52,42 @@ REPLICA_HINT = (
 class Away(Unavailable):
     """A queue that exists and cannot be used now: its node is down, or it has no majority.
 
-    why: RabbitMQ's words, for the log. elsewhere: it may be used at another node.
+    why: RabbitMQ's words, for the log. elsewhere: it may be used at another node. dangerous: the
+    next attempt may end its whole connection, as RabbitMQ does it to consumers of a quorum queue
+    without a majority.
     """
 
     def __init__(
-        self, text: str, hint: str = "", *, why: str = "", elsewhere: bool = False
+        self,
+        text: str,
+        hint: str = "",
+        *,
+        why: str = "",
+        elsewhere: bool = False,
+        dangerous: bool = False,
     ) -> None:
         super().__init__(text, hint)
         self.why = why or text
         self.elsewhere = elsewhere
+        self.dangerous = dangerous
 
 
-def away(queue: str, why: str) -> Away:
+class NoAnswer(pika.exceptions.AMQPConnectionError):  # type: ignore[misc]
+    """The connection stands, and nothing comes from RabbitMQ any more."""
+
+
+def away(queue: str, why: str, *, dangerous: bool = False) -> Away:
     """Return the error for a queue that is known to be away."""
-    return Away(f"the queue {queue!r} is away at the moment: its node is down", why=why)
+    cause = "most of its nodes are down" if dangerous else "its node is down"
+    return Away(f"the queue {queue!r} is away at the moment: {cause}", why=why, dangerous=dangerous)
+
+
+def ends_connections(error: BaseException) -> bool:
+    """Return whether RabbitMQ failed inside while it served this connection."""
+    return (
+        isinstance(error, pika.exceptions.ConnectionClosedByBroker)
+        and error.reply_code == INTERNAL_ERROR
+    )
 
 
 _OTHER_NAME = "the broker URL's host has to be a name that the certificate has"
@@ -187,6 +210,8 @@ def reason(error: BaseException | None) -> str:
         return plain(str(error.reply_text))
     if isinstance(error, pika.exceptions.AMQPHeartbeatTimeout):
         return "no heartbeat from the broker"
+    if isinstance(error, NoAnswer):
+        return str(error.args[0])
     if isinstance(error, pika.exceptions.StreamLostError):
         return "connection reset" if "reset" in str(error).lower() else "connection lost"
     return str(error) or type(error).__name__
