@@ -422,6 +422,26 @@ class QueueConsumer:
         if self._place is None and (self._own is not None or not bound):
             self._owed = reason
 
+    @property
+    def exchanges(self) -> frozenset[str]:
+        """The exchanges that the consumer's own queue is bound to."""
+        if self._own is None:
+            return frozenset()
+        return frozenset(binding.exchange for binding in self._own.spec.bindings)
+
+    async def rebind(self, why: str) -> None:
+        """Bind its own queue again after a binding was lost, and tell the gap with this reason.
+
+        Raises NotFound while the exchange is missing, Refused, Unavailable; without a connection
+        it does nothing, because a new one binds the queue anyway.
+        """
+        channel = self._channel
+        if self._own is None or channel is None or not channel.link.is_open:
+            return
+        await self._own.bind(channel.link)
+        if not self.closed:
+            self._guard_sink(self._sink.gap, why)
+
     def end(self, error: QueuecastError) -> None:
         """Tell the sink that the consumer cannot go on."""
         self.closed = True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from ...delivery import DeliveryBudget
 from ...destination import Destination, Kind
-from ...errors import BadRequest, NotFound, Unsupported
+from ...errors import BadRequest, NotFound, QueuecastError, Unsupported
 from ..base import ConsumeSpec, DeliverySink
 from ..owners import Owners
 from .away import AwayQueues
@@ -14,6 +15,8 @@ from .consumer import QueueConsumer
 from .failures import Away
 from .pool import ConsumerPool, Line
 from .topology import Topology
+
+log = logging.getLogger(__name__)
 
 MAX_PREFETCH = 65_535  # AMQP's field has 16 bits
 
@@ -82,6 +85,25 @@ class Consumers:
         line = self._all.pop(consumer, None)
         if line is not None:
             self._pool.release(line, consumer)
+
+    @property
+    def exchanges(self) -> frozenset[str]:
+        """The exchanges that consumers' own queues are bound to."""
+        return frozenset().union(*(consumer.exchanges for consumer in self._all))
+
+    async def rebind(self, exchange: str, why: str) -> None:
+        """Bind all own queues again that are bound to an exchange, and tell them the gap.
+
+        For whoever has noticed that the exchange, or a binding of it, was deleted. why: the gap's
+        reason. Raises NotFound while the exchange is missing.
+        """
+        for consumer in [each for each in self._all if exchange in each.exchanges]:
+            try:
+                await consumer.rebind(why)
+            except NotFound:
+                raise
+            except QueuecastError as error:
+                log.warning("queue %r cannot be bound again: %s", consumer.queue, error)
 
     async def close(self) -> None:
         """Close all; their unacked deliveries go back."""

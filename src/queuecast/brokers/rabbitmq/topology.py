@@ -189,6 +189,11 @@ async def declare_queue(link: Link, spec: QueueSpec) -> None:
         raise silent(spec.name) from None
     except pika.exceptions.AMQPError as error:
         raise _conflict(error, "queue", spec.name, _queue_words(spec)) from None
+    await bind_queue(link, spec)
+
+
+async def bind_queue(link: Link, spec: QueueSpec) -> None:
+    """Bind a queue as it is specified; raises Refused, NotFound, Unavailable."""
     for binding in spec.bindings:
         try:
             async with link.probe(patience=QUEUE_PATIENCE) as channel:
