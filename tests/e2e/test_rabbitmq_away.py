@@ -12,14 +12,18 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pika
+import pika.exceptions
 import pytest
 import websockets
 
 from queuecast.brokers.rabbitmq import RabbitBroker, away
+from queuecast.brokers.rabbitmq.streams import stream_name
 from queuecast.destination import Destination
-from queuecast.errors import Unavailable
+from queuecast.errors import PublishFailed, Unavailable
+from queuecast.retention import RetainRule
 from queuecast.testing import RunningGateway
-from tests.support.rabbit import started
+from tests.support.proxy import FailoverProxy
+from tests.support.rabbit import started, through
 from tests.support.rabbit_cluster import RabbitCluster
 from tests.support.servers import unique
 from tests.support.sinks import DeliveryList, eventually
@@ -245,10 +249,19 @@ async def test_a_queue_that_was_deleted_while_its_node_was_down_is_gone(
         with contextlib.closing(
             pika.BlockingConnection(pika.URLParameters(cluster.urls[2]))
         ) as connection:
-            connection.channel().queue_delete(queue)
+            if cluster.version == "3.10":
+                # There it cannot be deleted meanwhile, so it comes back.
+                with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="is down"):
+                    connection.channel().queue_delete(queue)
+            else:
+                connection.channel().queue_delete(queue)
         await asyncio.to_thread(cluster.start_node, 1)
-        await eventually(lambda: sink.error is not None, "it ends", 90)
-        assert "was deleted" in str(sink.error)
+        if cluster.version == "3.10":
+            put(cluster.urls[0], queue, "after")
+            await eventually(lambda: sink.bodies == [b"after"], "it goes on", 90)
+        else:
+            await eventually(lambda: sink.error is not None, "it ends", 90)
+            assert "was deleted" in str(sink.error)
 
 
 async def test_a_quorum_queue_without_a_majority_costs_others_nothing(
@@ -269,8 +282,18 @@ async def test_a_quorum_queue_without_a_majority_costs_others_nothing(
         await eventually(lambda: sink.bodies == [b"1"], "the first")
         await asyncio.to_thread(cluster.kill, 1)
         waiting = asyncio.create_task(broker.publish(D(f"/queue/{queue}"), b"2"))
+        if cluster.version == "3.10":
+            # RabbitMQ refuses what is published there, as to a full queue, and the first new
+            # consumer ends its connection.
+            with pytest.raises(PublishFailed):
+                await waiting
+            with pytest.raises(Unavailable):
+                await consumer(broker, f"/queue/{queue}")
+            await eventually(lambda: broker._consuming.reconnects == 1, "connected again", 60)
         # It is noted as away, and what follows is refused at once.
         await eventually(lambda: queue in broker._away._watches, "noted", 60)
+        reconnects = [each.reconnects for each in broker._supervisors]
+        assert sum(reconnects) == (cluster.version == "3.10")
         for _ in range(5):
             with pytest.raises(Unavailable):
                 await broker.publish(D(f"/queue/{queue}"), b"3")
@@ -279,14 +302,14 @@ async def test_a_quorum_queue_without_a_majority_costs_others_nothing(
         for number in range(20):
             await broker.publish(D(f"/queue/{other}"), b"%d" % number)
         await eventually(lambda: len(healthy.bodies) == 20, "others go on")
-        assert [each.reconnects for each in broker._supervisors] == [0, 0]
+        assert [each.reconnects for each in broker._supervisors] == reconnects
         await asyncio.to_thread(cluster.start_node, 1)
         await asyncio.gather(waiting, return_exceptions=True)
         await eventually(lambda: queue not in broker._away._watches, "back", 60)
         await broker.publish(D(f"/queue/{queue}"), b"4")
         await eventually(lambda: b"4" in sink.bodies, "goes on", 60)
         assert b"3" not in sink.bodies
-        assert [each.reconnects for each in broker._supervisors] == [0, 0]
+        assert [each.reconnects for each in broker._supervisors] == reconnects
 
 
 async def test_a_stream_without_a_replica_here_is_unavailable(
@@ -334,3 +357,31 @@ async def test_a_node_that_stands_still_is_noticed(
         await eventually(lambda: not broker.ready and "not answered" in broker.status, "seen", 18)
         await asyncio.to_thread(cluster.thaw, 0)
         assert sink.error is None
+
+
+async def test_a_retained_stream_without_a_replica_here_is_read_elsewhere(
+    rabbit_cluster: RabbitCluster,
+) -> None:
+    cluster, key = rabbit_cluster, unique("retained")
+    rule = RetainRule(D(f"/topic/{key}"), age=3600)
+    stream = stream_name(rule)
+    async with started(cluster.urls[1], retain=[rule]) as other:
+        await other.declare()
+        await other.publish(D(f"/topic/{key}"), b"1")
+    lost = f'rabbit_stream_queue:delete_replica(<<"/">>, <<"{stream}">>, node())'
+    run = cluster.nodes[0].run
+    await asyncio.to_thread(run, f"case {lost} of ok -> ok; {{ok, _}} -> ok end")
+    async with (
+        FailoverProxy(cluster.ports) as proxy,
+        started(through(proxy, cluster.urls[0]), retain=[rule]) as broker,
+    ):
+        with pytest.raises(Unavailable, match="add_replica"):
+            await broker.declare()
+        assert not broker.ready
+        assert f"rabbitmq-streams add_replica {stream} NODE" in broker.status
+        with pytest.raises(Unavailable):
+            await broker.publish(D(f"/topic/{key}"), b"2")
+        # The balancer brings new connections to another node: nobody cuts the old ones.
+        proxy._order = (cluster.ports[1],)
+        await eventually(lambda: broker.ready, "read at another node", 60)
+        await broker.publish(D(f"/topic/{key}"), b"3")

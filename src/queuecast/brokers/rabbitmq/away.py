@@ -35,6 +35,8 @@ _TRIAL = 5.0
 MAX_WATCHED = 1000
 # Seconds that a queue is looked at although no consumer waits for it.
 _UNUSED = 30.0
+# Seconds in which a warning of a queue is not repeated.
+_SAID = 10.0
 # Queues that were deleted may be declared again by the script that deleted them.
 RECREATED = 2.0
 
@@ -60,6 +62,7 @@ class AwayQueues:
         self._asked: dict[str, asyncio.Future[QueuecastError | None]] = {}
         # Queues whose going was logged, and whose return was not; bounded as the watches are.
         self._told: set[str] = set()
+        self._said: set[tuple[str, str]] = set()
         self._background = Background(log)
 
     def check(self, name: str) -> None:
@@ -78,6 +81,15 @@ class AwayQueues:
             log.warning("the queue %r is away, its subscriptions wait: %s", name, error.why)
         watch = self._watches[name] = _Watch(error, asyncio.get_running_loop().time())
         self._background.spawn(self._look_until_back(name, watch), f"looking at queue {name!r}")
+
+    def warn(self, name: str, text: str) -> None:
+        """Log what befell a queue, once for all of its subscriptions."""
+        said = (name, text)
+        if said in self._said or len(self._said) >= MAX_WATCHED:
+            return
+        self._said.add(said)
+        asyncio.get_running_loop().call_later(_SAID, self._said.discard, said)
+        log.warning("the queue %r: %s", name, text)
 
     def used(self, name: str) -> None:
         """Note that a queue can be used: it was consumed or took a message."""

@@ -27,7 +27,7 @@ from .address import Address
 from .deliveries import Callback, Connection, OnMessage
 from .failures import of_connect, reason
 from .probes import Probes
-from .pulse import Pulse
+from .pulse import QUIET, Pulse
 
 log = logging.getLogger(__name__)
 
@@ -305,6 +305,11 @@ class Link:
     def received(self) -> int:
         """Bytes that came from the broker."""
         return int(self._raw.bytes_received)
+
+    @property
+    def answers(self) -> bool:
+        """Whether something was heard from the broker within the last seconds."""
+        return self._pulse is not None and self._pulse.quiet < QUIET + 2
 
     @property
     def channel_max(self) -> int:

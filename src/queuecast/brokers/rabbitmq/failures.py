@@ -36,6 +36,7 @@ NOT_ALLOWED = 530
 INTERNAL_ERROR = 541
 
 _QUEUE = re.compile(r"no queue '(.*)' in vhost")
+_NAME = re.compile(r"queue '([^']*)' in vhost")
 # How RabbitMQ 3.10 to 4.3 begin the text of NOT_FOUND about a queue that exists and does not run:
 # its node is down; its process was stopped, crashed, did not answer, or its leader moves. The
 # beginnings decide, because RabbitMQ cuts a text off at 255 bytes.
@@ -43,10 +44,6 @@ _AWAY = ("home node '", "queue '", "failed to perform operation on ")
 # ... and of PRECONDITION_FAILED about a stream whose replica does not run where we are connected,
 # 3.10 and later ones.
 _NO_REPLICA = ("queue 'queue '", "stream queue '")
-
-REPLICA_HINT = (
-    "add one with `rabbitmq-streams add_replica STREAM NODE`, or connect to a node that has one"
-)
 
 
 class Away(Unavailable):
@@ -138,7 +135,7 @@ def of_channel(error: BaseException, exchange: str | None = None) -> QueuecastEr
         return Locked(text)
     if code == PRECONDITION_FAILED:
         if text.startswith(_NO_REPLICA):
-            return Away(text, REPLICA_HINT, elsewhere=True)
+            return Away(text, _replica_hint(text), elsewhere=True)
         return Conflict(text)
     if code == RESOURCE_ERROR:
         # A stream's coordinator or replica that does not run at the moment.
@@ -146,6 +143,15 @@ def of_channel(error: BaseException, exchange: str | None = None) -> QueuecastEr
     if isinstance(error, pika.exceptions.ChannelClosedByClient):
         return Unavailable("the channel to RabbitMQ is closing")
     return BadRequest(text)
+
+
+def _replica_hint(text: str) -> str:
+    found = _NAME.search(text)
+    stream = found[1] if found else "STREAM"
+    return (
+        f"add one with `rabbitmq-streams add_replica {stream} NODE`, NODE being the one that the "
+        "gateway is connected to, or connect it to a node that has one"
+    )
 
 
 def of_connect(error: BaseException, host: str, virtual_host: str) -> QueuecastError:

@@ -439,7 +439,7 @@ class Publisher:
                 waited = now - item.sent_at
                 if waited < min(_SLOW, self._confirm_timeout):
                     break
-                if not item.exchange and not item.slow and link.blocked is None:
+                if not (item.exchange or item.slow or link.blocked) and link.answers:
                     item.slow = True
                     why = f"RabbitMQ has not confirmed a message within {waited:.0f} s"
                     self._away.note(item.key, away(item.key, why, dangerous=True))

@@ -41,9 +41,15 @@ class Pulse:
         self._link = link
         self._channel: Channel | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._heard = asyncio.get_running_loop().time()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="rabbitmq pulse")
         self._task.add_done_callback(self._ended)
         link.lost.add_done_callback(lambda _lost: self.stop())
+
+    @property
+    def quiet(self) -> float:
+        """Seconds since something was heard, to the second."""
+        return asyncio.get_running_loop().time() - self._heard
 
     def stop(self) -> None:
         """Stop looking."""
@@ -59,7 +65,7 @@ class Pulse:
         loop = asyncio.get_running_loop()
         link = self._link
         received = link.received
-        heard = before = loop.time()
+        before = loop.time()
         asked: float | None = None
         while True:
             await asyncio.sleep(_TICK)
@@ -67,13 +73,13 @@ class Pulse:
             stood_still = now - before > _TICK + _LATE
             before = now
             if link.received != received or stood_still or link.blocked is not None:
-                received, heard, asked = link.received, now, None
+                received, self._heard, asked = link.received, now, None
                 continue
-            if asked is None and now - heard >= QUIET:
+            if asked is None and now - self._heard >= QUIET:
                 asked = now
                 self._ask()
             elif asked is not None and now - asked >= ANSWER:
-                link.drop(NoAnswer(f"RabbitMQ has not answered for {now - heard:.0f} s"))
+                link.drop(NoAnswer(f"RabbitMQ has not answered for {now - self._heard:.0f} s"))
                 return
 
     def _ask(self) -> None:
@@ -86,4 +92,8 @@ class Pulse:
             if self._channel is None or not self._channel.is_open:
                 self._channel = await self._link.channel()
             else:
-                await self._channel.call("flow", True)
+                self._channel.raw.flow(True, callback=_ignore)
+
+
+def _ignore(_active: bool) -> None:
+    """The answer's bytes were counted."""

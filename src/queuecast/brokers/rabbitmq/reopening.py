@@ -24,8 +24,8 @@ _LAST_RETRY = 15.0
 # Seconds between attempts at a queue that is back by what RabbitMQ says, and yet is not.
 _AWAY_RETRY = (0.0, 0.25, 0.5, 1.0, 2.0, 5.0)
 
-RECREATED = "the queue was deleted and declared again, or it failed: messages may be lost"
-WAS_AWAY = "the node of the subscription's queue was down: messages may have missed it"
+RECREATED = "the queue was deleted and declared again, or it failed; messages may be lost"
+WAS_AWAY = "the node of the subscription's queue was down; messages may have missed it"
 
 
 class Reopened(Protocol):
@@ -94,6 +94,7 @@ class Reopening:
                 # An exclusive holder, often our own old connection, may go away.
                 log.info("the consumer of queue %r waits: %s", queue, error)
             except (NotFound, Refused, Conflict) as error:
+                self._away.warn(queue, f"its subscriptions end: {error}")
                 consumer.end(error)
                 return
             except QueuecastError as error:
@@ -112,8 +113,8 @@ class Reopening:
         except NotFound:
             if not await self._away.recreated(queue):
                 raise
-            log.warning("the queue %r was deleted and declared again", queue)
         else:
             if after_away:
                 return
+        self._away.warn(queue, RECREATED)
         self._consumer.owe(RECREATED)
