@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pika
-import pika.exceptions
 import pytest
 import websockets
 
@@ -235,33 +234,6 @@ async def test_a_thousand_consumers_of_an_away_queue_cost_one_question_at_a_time
         assert most == 1
         put(cluster.urls[0], queue, *map(str, range(2000)))
         await eventually(lambda: sum(len(sink.bodies) for sink in sinks) == 2000, "all came")
-
-
-async def test_a_queue_that_was_deleted_while_its_node_was_down_is_gone(
-    rabbit_cluster: RabbitCluster,
-) -> None:
-    cluster, queue = rabbit_cluster, unique("deleted")
-    declare(cluster.urls[1], queue)
-    async with started(cluster.urls[0]) as broker:
-        sink = await consumer(broker, f"/amq/queue/{queue}")
-        await asyncio.to_thread(cluster.kill, 1)
-        await eventually(lambda: sink.resets == 1, "it is cancelled")
-        with contextlib.closing(
-            pika.BlockingConnection(pika.URLParameters(cluster.urls[2]))
-        ) as connection:
-            if cluster.version == "3.10":
-                # There it cannot be deleted meanwhile, so it comes back.
-                with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="is down"):
-                    connection.channel().queue_delete(queue)
-            else:
-                connection.channel().queue_delete(queue)
-        await asyncio.to_thread(cluster.start_node, 1)
-        if cluster.version == "3.10":
-            put(cluster.urls[0], queue, "after")
-            await eventually(lambda: sink.bodies == [b"after"], "it goes on", 90)
-        else:
-            await eventually(lambda: sink.error is not None, "it ends", 90)
-            assert "was deleted" in str(sink.error)
 
 
 async def test_a_quorum_queue_without_a_majority_costs_others_nothing(

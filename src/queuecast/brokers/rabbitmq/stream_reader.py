@@ -192,7 +192,7 @@ class StreamReader:
     async def _attach(self, link: Link) -> None:
         """Have a live consumer on this link that goes on where we were."""
         self._link = link
-        self._lose_channel("attaching")
+        self._lose_channel(self.problem or "attaching")
         async with asyncio.timeout(ANSWERS):
             opening = await self._open_stream(link)
         self._held = False
