@@ -84,7 +84,8 @@ class Bridge:
         """What was unacked comes again by itself."""
 
     def gap(self, reason: str) -> None:
-        """Only a consumer with a queue of its own has gaps."""
+        """The queue lost messages; what was published is as it was."""
+        logger.warning("bridge %s -> %s: %s", self._source, self._target, reason)
 
     def cancelled(self, error: QueuecastError) -> None:
         """The queue is gone: open again when it is back."""

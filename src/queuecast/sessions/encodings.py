@@ -17,7 +17,7 @@ from ..destination import Destination
 from ..hub.log import Entry, Gap
 from ..message import Message
 from ..position import Vector
-from .envelope import encode_json, gap_notice, message_envelope
+from .envelope import encode_json, gap_notice, loss_notice, message_envelope
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,10 @@ class Framed:
         self.add(parts, message, 0, None, ack)
         return b"".join(parts)
 
+    def encode_loss(self, reason: str, destination: str, id: str) -> bytes:
+        """See work.WorkEncoding: as a gap, without a position, which a queue does not have."""
+        raise NotImplementedError
+
     def add(
         self,
         parts: list[bytes],
@@ -163,6 +167,9 @@ class SseEncoding(Framed):
             notice |= self.naming.subscription(index, gap.first)
         return sse.event(encode_json(notice), event="gap", id=position)
 
+    def encode_loss(self, reason: str, destination: str, id: str) -> bytes:
+        return sse.event(encode_json(loss_notice(reason, destination)["gap"]), event="gap")
+
 
 @dataclass(frozen=True, slots=True)
 class WebSocketEncoding(Framed):
@@ -203,6 +210,10 @@ class WebSocketEncoding(Framed):
         body = encode_json(notice)
         return frame_header(TEXT, len(body)) + body
 
+    def encode_loss(self, reason: str, destination: str, id: str) -> bytes:
+        body = encode_json(loss_notice(reason, destination))
+        return frame_header(TEXT, len(body)) + body
+
 
 @dataclass(frozen=True, slots=True)
 class PollEncoding(Framed):
@@ -225,6 +236,9 @@ class PollEncoding(Framed):
     def encode_gap(self, gap: Gap, position: str, index: int | None = None) -> bytes:
         place = self.naming.subscription(index, gap.first) or {"position": position}
         return encode_json({"gap": gap_notice(gap), **place}) + b","
+
+    def encode_loss(self, reason: str, destination: str, id: str) -> bytes:
+        return encode_json(loss_notice(reason, destination)) + b","
 
 
 def is_utf8(body: bytes) -> bool:

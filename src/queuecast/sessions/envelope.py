@@ -100,6 +100,11 @@ def gap_notice(gap: Gap) -> dict[str, Any]:
     return {"reason": gap.reason, "last": gap.last, "first": gap.first}
 
 
+def loss_notice(reason: str, subscription: str) -> dict[str, Any]:
+    """Return the gap of a work queue, which has no positions."""
+    return {"gap": gap_notice(Gap(reason, "", "")), "subscription": subscription}
+
+
 def error_notice(error: QueuecastError) -> dict[str, Any]:
     """Return an error as clients read it."""
     return {

@@ -26,7 +26,7 @@ class StompConsumer(WorkSubscription):
     same id, would else settle a message that it may not even have got.
     """
 
-    __slots__ = ("_after", "_alias", "_gap_encoding", "_mode", "_session_id", "_tag", "last")
+    __slots__ = ("_after", "_alias", "_mode", "_session_id", "_tag", "last")
 
     def __init__(
         self,
@@ -54,7 +54,6 @@ class StompConsumer(WorkSubscription):
             lease=lease,
             spec=spec,
         )
-        self._gap_encoding = encoding
         self._alias = alias
         self._tag = tag
         self._mode = mode
@@ -72,7 +71,7 @@ class StompConsumer(WorkSubscription):
         destination = self._alias or stomp_destination(self.destination)
         # Nothing can be acked with it: deliveries count from 1.
         id = str(MessageId(self._tag, self._session_id, 0))
-        self.notify(self._gap_encoding.encode_gap(reason, destination, id))
+        self.notify(self._encoding.encode_loss(reason, destination, id))
 
     def settle_id(self, number: int, *, ack: bool, requeue: bool) -> bool:
         """Settle what an ACK or NACK names; returns whether there was such a delivery.

@@ -77,9 +77,9 @@ class StompWorkEncoding:
         )
         return self.framing.wrap(frame, text=is_utf8(message.body))
 
-    def encode_gap(self, reason: str, destination: str, message_id: str) -> bytes:
-        """Return a MESSAGE with headers only, as a feed's gap is told."""
-        headers = [("destination", destination), ("message-id", message_id)]
+    def encode_loss(self, reason: str, destination: str, id: str) -> bytes:
+        """Return a MESSAGE with headers only, as a feed's gap is told; id: its message-id."""
+        headers = [("destination", destination), ("message-id", id)]
         if self.subscription is not None:
             headers.insert(0, ("subscription", self.subscription))
         return self.framing.wrap(encode_frame("MESSAGE", [*headers, ("gap", reason)]))

@@ -36,6 +36,9 @@ class WorkEncoding(Protocol):
 
     def encode_delivery(self, message: Message, ack: str | None) -> bytes: ...
 
+    def encode_loss(self, reason: str, destination: str, id: str) -> bytes:
+        """Return the notice that messages may be missing; id: the notice's, where it has one."""
+
 
 class WorkSubscription:
     """The sink of one consumer.
@@ -218,7 +221,8 @@ class WorkSubscription:
         self._came_back(self._lease.void())
 
     def gap(self, reason: str) -> None:
-        """Messages may be missing; only protocols that ask for queues of their own are told."""
+        """Tell the client, before what comes next, that messages may be missing."""
+        self.notify(self._encoding.encode_loss(reason, self.destination.shown, ""))
 
     def notify(self, data: bytes) -> None:
         """Write something of our own before the next delivery."""

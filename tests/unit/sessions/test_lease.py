@@ -113,6 +113,9 @@ class _Encoding:
     def encode_delivery(self, message: object, ack: str | None) -> bytes:
         return b"."
 
+    def encode_loss(self, reason: str, destination: str, id: str) -> bytes:
+        return f"[{reason}]".encode()
+
 
 def test_a_lease_that_ends_gives_back_and_puts_the_consumer_to_sleep() -> None:
     house = House()

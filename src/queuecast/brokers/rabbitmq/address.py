@@ -10,7 +10,8 @@ from ...errors import ConfigError
 from ...hostport import host_port
 from ..url import read_options, tls_context
 
-DEFAULT_HEARTBEAT = 30  # seconds; RabbitMQ notices a vanished peer after about twice that
+# Seconds; RabbitMQ notices a vanished peer after about twice that. Pulse's figures go with it.
+DEFAULT_HEARTBEAT = 10
 DEFAULT_CONNECTION_TIMEOUT = 10.0  # seconds, for TCP, TLS and the AMQP handshake together
 
 _FORM = "amqp://USER:PASSWORD@HOST:PORT/VHOST or amqps://…?cafile=FILE"

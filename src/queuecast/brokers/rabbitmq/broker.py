@@ -37,6 +37,7 @@ from ..base import (
     QueueSpec,
 )
 from .address import Address
+from .away import AwayQueues
 from .connection import Link
 from .consumers import Consumers
 from .exchange_watch import ExchangeWatch
@@ -134,16 +135,19 @@ class RabbitBroker:
             linger=linger,
         )
         self._own = OwnQueues(self._consuming, patience=patience)
+        self._away = AwayQueues(self._consuming)
         self._pool = ConsumerPool(self._consuming, connection, patience=patience)
         self._consumers = Consumers(
             self._pool,
             self._topology,
             self._own.owners,
             deliveries if deliveries is not None else DeliveryBudget(),
+            self._away,
         )
         self._publisher = Publisher(
             self._publishing,
             self._topology,
+            self._away,
             patience=patience,
             confirm_timeout=confirm_timeout,
             max_unconfirmed=max_unconfirmed,
@@ -359,6 +363,7 @@ class RabbitBroker:
         self._closed = True
         await self._publisher.close(self._grace)
         self._background.cancel()
+        await self._away.close()
         for part in (self._consumers, self._feeds, self._retained, self._watch):
             try:
                 await part.close()

@@ -26,6 +26,7 @@ class Outgoing:
     returned: str | None = None
     sent_at: float = 0.0
     counted: bool = False
+    slow: bool = False  # noted as unconfirmed for long
 
 
 class ConfirmChannel:
@@ -111,7 +112,7 @@ def _settle(item: Outgoing, nacked: bool) -> None:
         item.done.set_exception(
             PublishFailed(
                 f"RabbitMQ refused the message to {where(item)}",
-                "a queue is full (x-overflow) or could not store it",
+                "a queue is full (x-overflow), or its node, or most of its nodes, are down",
             )
         )
     elif item.returned is not None:

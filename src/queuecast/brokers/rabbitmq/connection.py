@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pika
@@ -26,13 +26,11 @@ from ...errors import LimitExceeded, QueuecastError, Unavailable
 from .address import Address
 from .deliveries import Callback, Connection, OnMessage
 from .failures import of_connect, reason
+from .probes import Probes
+from .pulse import QUIET, Pulse
 
 log = logging.getLogger(__name__)
 
-# Risky calls (those that close their channel when refused) at a time, so that a client that
-# names thousands of missing exchanges cannot take all channels.
-PROBES = 16
-_IDLE_PROBES = 4
 # Seconds to wait for the broker's answer when closing; afterwards the socket is just dropped.
 _CLOSE_PATIENCE = 5.0
 
@@ -220,8 +218,8 @@ class Link:
         self.blocked: str | None = None
         self.on_blocked: Callable[[str | None], None] | None = None
         self._raw: Any = None
-        self._probes = asyncio.Semaphore(PROBES)
-        self._idle: list[Channel] = []
+        self._probes = Probes(self)
+        self._pulse: Pulse | None = None
 
     @classmethod
     async def open(cls, address: Address, purpose: str) -> Link:
@@ -235,10 +233,11 @@ class Link:
             async with asyncio.timeout(address.connection_timeout + 1):
                 link._start()
                 await link._opened
+                link._pulse = Pulse(link)
         except QueuecastError:
             raise
         except BaseException as error:
-            link._drop()
+            link.drop(pika.exceptions.StreamLostError("dropped"))
             if isinstance(error, Exception):
                 host = f"{address.host}:{address.port}"
                 raise of_connect(error, host, address.virtual_host) from None
@@ -312,6 +311,16 @@ class Link:
         return (int(parts[0]), int(parts[1]))
 
     @property
+    def received(self) -> int:
+        """Bytes that came from the broker."""
+        return int(self._raw.bytes_received)
+
+    @property
+    def answers(self) -> bool:
+        """Whether something was heard from the broker within the last seconds."""
+        return self._pulse is not None and self._pulse.quiet < QUIET + 2
+
+    @property
     def channel_max(self) -> int:
         """How many channels were agreed on with the broker (AMQP 0-9-1, connection.tune)."""
         return int(self._raw.params.channel_max) if self._raw is not None else 0
@@ -346,26 +355,16 @@ class Link:
             channel._waiting.discard(opened)
         return channel
 
-    @contextlib.asynccontextmanager
-    async def probe(self, *, fresh: bool = False) -> AsyncIterator[Channel]:
-        """Borrow a channel for calls that may close it, so that they disturb nobody else.
+    def probe(
+        self, *, fresh: bool = False, patience: float | None = None
+    ) -> contextlib.AbstractAsyncContextManager[Channel]:
+        """Borrow a channel for calls that may close it, so that they disturb no other call.
 
-        fresh: one that was never used. RabbitMQ remembers permissions for each channel.
-        Raises pika's ChannelClosed out of the block; see failures.of_channel.
+        fresh: one that was never used. RabbitMQ remembers permissions for each channel. patience:
+        seconds for the calls, None for any time. Raises pika's ChannelClosed out of the block, see
+        failures.of_channel, and TimeoutError.
         """
-        async with self._probes:
-            while self._idle and not self._idle[-1].is_open:
-                self._idle.pop()
-            channel = self._idle.pop() if self._idle and not fresh else await self.channel()
-            clean = False
-            try:
-                yield channel
-                clean = True
-            finally:
-                if clean and channel.is_open and len(self._idle) < _IDLE_PROBES:
-                    self._idle.append(channel)
-                else:
-                    channel.abandon()
+        return self._probes.borrow(fresh=fresh, patience=patience)
 
     async def close(self) -> None:
         """Close; waits for the broker's answer for a bounded time."""
@@ -376,16 +375,16 @@ class Link:
                 async with asyncio.timeout(_CLOSE_PATIENCE):
                     await asyncio.shield(self.lost)
                 return
-        self._drop()
+        self.drop(pika.exceptions.StreamLostError("dropped"))
 
-    def _drop(self) -> None:
-        """Cut the socket without ceremony."""
+    def drop(self, why: BaseException) -> None:
+        """Cut the socket without ceremony; `why` is what `lost` tells."""
         raw = self._raw
         if raw is None or raw.is_closed:
             return
         with contextlib.suppress(Exception):
             if raw.is_open or raw.is_closing:
-                raw._terminate_stream(pika.exceptions.StreamLostError("dropped"))
+                raw._terminate_stream(why)
             else:
                 raw.close()
 

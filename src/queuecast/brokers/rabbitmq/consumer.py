@@ -16,24 +16,25 @@ from typing import TYPE_CHECKING, Any
 import pika.exceptions
 
 from ...destination import Destination, Kind
-from ...errors import Conflict, Locked, NotFound, QueuecastError, Refused
+from ...errors import NotFound, QueuecastError
 from ...message import Message
 from ..base import ConsumeSpec, Delivery, DeliverySink
 from .connection import Channel, Link
-from .failures import missing_queue, of_channel, reason
+from .failures import away, ends_connections, missing_queue, of_channel, reason
 from .held import Held
 from .ownqueue import OwnQueue, check_owner, field_table
 from .prefetch import PrefetchWindow
+from .reopening import FIRST_RETRY, Reopening
 from .streamplace import StreamPlace, is_stream, offset_of
-from .topology import Topology, check_queue, ensure_queue
+from .topology import Topology, ensure_queue
 
 if TYPE_CHECKING:
     from .consumers import Consumers
 
 log = logging.getLogger(__name__)
 
-_FIRST_RETRY = 0.5  # seconds
-_LAST_RETRY = 15.0
+# Seconds for RabbitMQ to begin a consumer; it waits for a minute where the queue's node just went.
+_OPENING = 10.0
 # Seconds that a pause must last before the broker hears of it: a socket that is full for a
 # moment should not cost a cancel, which in a quorum queue disturbs the order.
 _BRIEF = 0.25
@@ -57,7 +58,7 @@ class QueueConsumer:
         self._consumers = consumers
         self._topology = topology
         self._destination = destination
-        self._queue = destination.name if spec.queue is None else spec.queue.name
+        self.queue = destination.name if spec.queue is None else spec.queue.name
         self._owner = spec.owner
         self._own = (
             None if spec.queue is None else OwnQueue(spec.queue, spec.owner, consumers.owners)
@@ -88,21 +89,22 @@ class QueueConsumer:
         self._tags = 0
         self._paused = False
         self._suspended = False  # paused, and nothing is held meanwhile
-        self._closed = False
+        self.closed = False
         self._opening = False
         self._switching: asyncio.Task[None] | None = None
-        self._reopening: asyncio.Task[None] | None = None
+        self._reopening = Reopening(self, consumers.away)
 
     async def open(self, link: Link) -> None:
         """Consume on this link; raises NotFound, Refused, Conflict, Unavailable."""
+        self._consumers.away.check(self.queue)
         made = False
         if self._own is not None:
             made = await self._own.ensure(link)
         else:
             if self._destination.kind is Kind.QUEUE:
-                await ensure_queue(link, self._topology.queue(self._queue))
-            await check_owner(link, self._queue, self._owner, self._consumers.owners)
-        if self._begun and self._own is not None and made:
+                made = await ensure_queue(link, self._topology.queue(self.queue))
+            await check_owner(link, self.queue, self._owner, self._consumers.owners)
+        if self._begun and made:
             self._owed = LOST
         elif self._begun and self._place is not None and self._place.is_lost:
             self._owed = PLACELESS
@@ -115,10 +117,11 @@ class QueueConsumer:
             self._channel = channel
             self._tag = None
             if not self._paused or self._stays:
-                await self._start(channel)
+                async with asyncio.timeout(_OPENING):
+                    await self._start(channel)
             if not channel.is_open:
                 if not channel.closed.done():
-                    raise missing_queue(self._queue)  # it was deleted just now
+                    raise missing_queue(self.queue)  # it was deleted just now
                 raise of_channel(channel.closed.result())
         except BaseException as error:
             self._channel = None
@@ -127,12 +130,17 @@ class QueueConsumer:
                 channel.raw.close()
             if self._own is not None and made and not self._begun:
                 await self._own.discard(link)
+            if isinstance(error, TimeoutError):
+                raise away(self.queue, "RabbitMQ began no consumer", dangerous=True) from None
+            if ends_connections(error):
+                raise away(self.queue, "RabbitMQ failed to consume it", dangerous=True) from None
             if isinstance(error, pika.exceptions.AMQPError):
                 raise of_channel(error) from None
             raise
         finally:
             self._opening = False
         self._begun = True
+        self._consumers.away.used(self.queue)
         self._look_at_window()  # it may have been resumed meanwhile
 
     def _watch(self, channel: Channel) -> None:
@@ -144,7 +152,7 @@ class QueueConsumer:
         tag = f"consumer-{self._tags}"
 
         def on_message(message: Message, tag: int) -> None:
-            if channel is self._channel and not self._closed:
+            if channel is self._channel and not self.closed:
                 self._take(Delivery(message, tag))
 
         await self._make_sure(channel)
@@ -157,13 +165,13 @@ class QueueConsumer:
         # One that stays cannot begin anew with more.
         window = self._window.begin(self._last, len(self._outstanding))
         await channel.qos(self._prefetch if self._stays else window)
-        await channel.consume(self._queue, tag, on_message, arguments=field_table(arguments))
+        await channel.consume(self.queue, tag, on_message, arguments=field_table(arguments))
 
     async def _make_sure(self, channel: Channel) -> None:
         """Ask the queue whether it is the stream that its deliveries look like."""
         if self._place is None or self._place.sure:
             return
-        verdict = await is_stream(channel.link, self._queue)
+        verdict = await is_stream(channel.link, self.queue)
         if verdict:
             self._place.sure = True
         elif verdict is False:
@@ -218,7 +226,7 @@ class QueueConsumer:
             self._forget()
             if channel is not None:
                 channel.abandon()
-            self._end(QueuecastError("the consumer failed inside the gateway, see its log"))
+            self.end(QueuecastError("the consumer failed inside the gateway, see its log"))
 
     def _forget(self) -> None:
         """Forget deliveries that are void or were given back."""
@@ -262,7 +270,7 @@ class QueueConsumer:
 
     @property
     def _must_begin(self) -> bool:
-        if self._paused or self._held or self._closed or self._opening:
+        if self._paused or self._held or self.closed or self._opening:
             return False
         if len(self._outstanding) >= self._prefetch:
             return False
@@ -272,7 +280,7 @@ class QueueConsumer:
 
     def pause(self) -> None:
         """Stop new deliveries; what is on its way is held until `resume`."""
-        if not self._paused and not self._closed:
+        if not self._paused and not self.closed:
             self._paused = True
             self._switch()
 
@@ -281,7 +289,7 @@ class QueueConsumer:
 
         The only consumer of an auto-delete queue must stay: there they wait for `resume`.
         """
-        if self._closed:
+        if self.closed:
             return
         self._paused = self._suspended = True
         back = [*tags, *(delivery.tag for delivery in self._held)]
@@ -294,7 +302,7 @@ class QueueConsumer:
 
     def resume(self) -> None:
         """Take deliveries again, those held first."""
-        if not self._paused or self._closed:
+        if not self._paused or self.closed:
             return
         self._paused = self._suspended = False
         while self._held and not self._paused:
@@ -319,7 +327,7 @@ class QueueConsumer:
 
     async def _follow(self) -> None:
         """Make the consumer at the broker what `_paused` says, one call at a time."""
-        while not self._closed:
+        while not self.closed:
             channel = self._channel
             if channel is None or not channel.is_open:
                 return
@@ -339,8 +347,8 @@ class QueueConsumer:
                 return  # the channel's end is handled where it is noticed
             except QueuecastError as error:
                 # Whether the queue is a stream could not be asked.
-                log.info("the consumer of queue %r: %s", self._queue, error)
-                await asyncio.sleep(_FIRST_RETRY)
+                log.info("the consumer of queue %r: %s", self.queue, error)
+                await asyncio.sleep(FIRST_RETRY)
 
     async def _stop(self, channel: Channel) -> None:
         """Have the broker send no more, then give back what could not be held."""
@@ -364,7 +372,7 @@ class QueueConsumer:
         self._tag = None
         self._forget()
         self._base = self._last
-        if had and not self._closed:
+        if had and not self.closed:
             self._guard_sink(self._sink.reset)
 
     @staticmethod
@@ -376,25 +384,25 @@ class QueueConsumer:
 
     def on_down(self) -> None:
         """The connection is gone: what is unacked comes again."""
-        self._stop_reopening()
+        self._reopening.stop()
         if self._channel is not None:
             self._void()
 
     def on_up(self, link: Link) -> None:
         """A new connection is there."""
-        if not self._closed:
-            self._reopen(link)
+        if not self.closed:
+            self._reopening.start(link)
 
     def _on_channel_closed(self, channel: Channel, why: BaseException) -> None:
         if channel is not self._channel or self._opening:
             return  # while it is being opened, `open` raises the reason
         self._void()
-        if channel.link.is_open and not self._closed:
-            log.warning("the consumer of queue %r: %s", self._queue, reason(why))
-            self._reopen(channel.link)
+        if channel.link.is_open and not self.closed:
+            log.warning("the consumer of queue %r: %s", self.queue, reason(why))
+            self._reopening.start(channel.link)
 
     def _on_cancelled(self, channel: Channel, tag: str) -> None:
-        # The queue was deleted, or moved to another node of the broker.
+        # The queue was deleted, its node went down, or it moved to another node of the broker.
         if channel is not self._channel or tag != self._tag:
             return
         if self._opening:
@@ -403,57 +411,49 @@ class QueueConsumer:
         self._void()
         if channel.is_open:
             channel.raw.close()
-        self._reopen(channel.link, deleted=True)
+        self._reopening.start(channel.link, cancelled=True)
 
-    def _reopen(self, link: Link, *, deleted: bool = False) -> None:
-        self._stop_reopening()
-        task = asyncio.get_running_loop().create_task(self._reopen_until_done(link, deleted))
-        task.add_done_callback(self._reopened)
-        self._reopening = task
+    def owe(self, reason: str, *, bound: bool = False) -> None:
+        """Note the reason of a gap, told once the queue is consumed again.
 
-    def _reopened(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            log.error("reopening a consumer failed", exc_info=task.exception())
+        bound: a gap only where messages come by bindings, whose publishers are not told that the
+        queue missed them. What a stream holds is not lost by that.
+        """
+        if self._place is None and (self._own is not None or not bound):
+            self._owed = reason
 
-    def _stop_reopening(self) -> None:
-        if self._reopening is not None:
-            self._reopening.cancel()
-            self._reopening = None
+    @property
+    def exchanges(self) -> frozenset[str]:
+        """The exchanges that the consumer's own queue is bound to."""
+        if self._own is None:
+            return frozenset()
+        return frozenset(binding.exchange for binding in self._own.spec.bindings)
 
-    async def _reopen_until_done(self, link: Link, deleted: bool) -> None:
-        delay = _FIRST_RETRY
-        while not self._closed and link.is_open:
-            try:
-                if deleted:
-                    # A queue that somebody deleted is not made again behind their back.
-                    await check_queue(link, self._queue)
-                await self.open(link)
-                return
-            except (NotFound, Refused) as error:
-                self._end(error)
-                return
-            except Locked as error:
-                # An exclusive holder, often our own old connection, may go away.
-                log.info("the consumer of queue %r waits: %s", self._queue, error)
-            except Conflict as error:
-                self._end(error)
-                return
-            except QueuecastError as error:
-                log.info("the consumer of queue %r: %s", self._queue, error)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _LAST_RETRY)
+    async def rebind(self, why: str) -> None:
+        """Bind its own queue again after a binding was lost, and tell the gap with this reason.
 
-    def _end(self, error: QueuecastError) -> None:
-        self._closed = True
+        Raises NotFound while the exchange is missing, Refused, Unavailable; without a connection
+        it does nothing, because a new one binds the queue anyway.
+        """
+        channel = self._channel
+        if self._own is None or channel is None or not channel.link.is_open:
+            return
+        await self._own.bind(channel.link)
+        if not self.closed:
+            self._guard_sink(self._sink.gap, why)
+
+    def end(self, error: QueuecastError) -> None:
+        """Tell the sink that the consumer cannot go on."""
+        self.closed = True
         self._consumers.forget(self)
         if isinstance(error, NotFound):
-            error = NotFound(f"the queue {self._queue!r} was deleted")
+            error = NotFound(f"the queue {self.queue!r} was deleted")
         self._guard_sink(self._sink.cancelled, error)
 
     async def close(self) -> None:
         """End the consumer; closing its channel gives unacked deliveries back."""
-        self._closed = True
-        self._stop_reopening()
+        self.closed = True
+        self._reopening.stop()
         if self._switching is not None:
             self._switching.cancel()
         channel, self._channel = self._channel, None

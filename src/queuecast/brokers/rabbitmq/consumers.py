@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from ...delivery import DeliveryBudget
 from ...destination import Destination, Kind
-from ...errors import BadRequest, NotFound, Unsupported
+from ...errors import BadRequest, NotFound, QueuecastError, Unsupported
 from ..base import ConsumeSpec, DeliverySink
 from ..owners import Owners
+from .away import AwayQueues
 from .consumer import QueueConsumer
+from .failures import Away
 from .pool import ConsumerPool, Line
 from .topology import Topology
+
+log = logging.getLogger(__name__)
 
 MAX_PREFETCH = 65_535  # AMQP's field has 16 bits
 
@@ -22,9 +27,15 @@ class Consumers:
     """All consumers of this node."""
 
     def __init__(
-        self, pool: ConsumerPool, topology: Topology, owners: Owners, budget: DeliveryBudget
+        self,
+        pool: ConsumerPool,
+        topology: Topology,
+        owners: Owners,
+        budget: DeliveryBudget,
+        away: AwayQueues,
     ) -> None:
         self._pool = pool
+        self.away = away
         self.budget = budget
         self.owners = owners
         self._topology = topology
@@ -50,8 +61,10 @@ class Consumers:
                     raise
                 # It went with its last consumer between the declaration and this one.
                 await consumer.open(link)
-        except BaseException:
+        except BaseException as error:
             self._pool.opened(line, None)
+            if isinstance(error, Away):
+                self.away.note(consumer.queue, error)
             raise
         self._pool.opened(line, consumer)
         self._all[consumer] = line
@@ -72,6 +85,25 @@ class Consumers:
         line = self._all.pop(consumer, None)
         if line is not None:
             self._pool.release(line, consumer)
+
+    @property
+    def exchanges(self) -> frozenset[str]:
+        """The exchanges that consumers' own queues are bound to."""
+        return frozenset().union(*(consumer.exchanges for consumer in self._all))
+
+    async def rebind(self, exchange: str, why: str) -> None:
+        """Bind all own queues again that are bound to an exchange, and tell them the gap.
+
+        For whoever has noticed that the exchange, or a binding of it, was deleted. why: the gap's
+        reason. Raises NotFound while the exchange is missing.
+        """
+        for consumer in [each for each in self._all if exchange in each.exchanges]:
+            try:
+                await consumer.rebind(why)
+            except NotFound:
+                raise
+            except QueuecastError as error:
+                log.warning("queue %r cannot be bound again: %s", consumer.queue, error)
 
     async def close(self) -> None:
         """Close all; their unacked deliveries go back."""

@@ -31,9 +31,61 @@ ACCESS_REFUSED = 403
 NOT_FOUND = 404
 RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
+RESOURCE_ERROR = 506
 NOT_ALLOWED = 530
+INTERNAL_ERROR = 541
 
 _QUEUE = re.compile(r"no queue '(.*)' in vhost")
+_NAME = re.compile(r"queue '([^']*)' in vhost")
+# How RabbitMQ 3.10 to 4.3 begin the text of NOT_FOUND about a queue that exists and does not run:
+# its node is down; its process was stopped, crashed, did not answer, or its leader moves. The
+# beginnings decide, because RabbitMQ cuts a text off at 255 bytes.
+_AWAY = ("home node '", "queue '", "failed to perform operation on ")
+# ... and of PRECONDITION_FAILED about a stream whose replica does not run where we are connected,
+# 3.10 and later ones.
+_NO_REPLICA = ("queue 'queue '", "stream queue '")
+
+
+class Away(Unavailable):
+    """A queue that exists and cannot be used now: its node is down, or it has no majority.
+
+    why: RabbitMQ's words, for the log. elsewhere: it may be used at another node. dangerous: the
+    next attempt may end its whole connection, as RabbitMQ does it to consumers of a quorum queue
+    without a majority.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        hint: str = "",
+        *,
+        why: str = "",
+        elsewhere: bool = False,
+        dangerous: bool = False,
+    ) -> None:
+        super().__init__(text, hint)
+        self.why = why or text
+        self.elsewhere = elsewhere
+        self.dangerous = dangerous
+
+
+class NoAnswer(pika.exceptions.AMQPConnectionError):  # type: ignore[misc]
+    """The connection stands, and nothing comes from RabbitMQ any more."""
+
+
+def away(queue: str, why: str, *, dangerous: bool = False) -> Away:
+    """Return the error for a queue that is known to be away."""
+    cause = "most of its nodes are down" if dangerous else "its node is down"
+    return Away(f"the queue {queue!r} is away at the moment: {cause}", why=why, dangerous=dangerous)
+
+
+def ends_connections(error: BaseException) -> bool:
+    """Return whether RabbitMQ failed inside while it served this connection."""
+    return (
+        isinstance(error, pika.exceptions.ConnectionClosedByBroker)
+        and error.reply_code == INTERNAL_ERROR
+    )
+
 
 _OTHER_NAME = "the broker URL's host has to be a name that the certificate has"
 # What to do about a certificate, by OpenSSL's X509_V_ERR_… (openssl-verification-options(1)).
@@ -75,15 +127,31 @@ def of_channel(error: BaseException, exchange: str | None = None) -> QueuecastEr
     if code == NOT_FOUND:
         if exchange and "no exchange" in text:
             return missing_exchange(exchange)
+        if text.startswith(_AWAY):
+            return Away(text)
         queue = _QUEUE.search(text)
         return missing_queue(queue[1]) if queue else NotFound(text)
     if code == RESOURCE_LOCKED:
         return Locked(text)
     if code == PRECONDITION_FAILED:
+        if text.startswith(_NO_REPLICA):
+            return Away(text, _replica_hint(text), elsewhere=True)
         return Conflict(text)
+    if code == RESOURCE_ERROR:
+        # A stream's coordinator or replica that does not run at the moment.
+        return Away(text, elsewhere=True)
     if isinstance(error, pika.exceptions.ChannelClosedByClient):
         return Unavailable("the channel to RabbitMQ is closing")
     return BadRequest(text)
+
+
+def _replica_hint(text: str) -> str:
+    found = _NAME.search(text)
+    stream = found[1] if found else "STREAM"
+    return (
+        f"add one with `rabbitmq-streams add_replica {stream} NODE`, NODE being the one that the "
+        "gateway is connected to, or connect it to a node that has one"
+    )
 
 
 def of_connect(error: BaseException, host: str, virtual_host: str) -> QueuecastError:
@@ -148,6 +216,8 @@ def reason(error: BaseException | None) -> str:
         return plain(str(error.reply_text))
     if isinstance(error, pika.exceptions.AMQPHeartbeatTimeout):
         return "no heartbeat from the broker"
+    if isinstance(error, NoAnswer):
+        return str(error.args[0])
     if isinstance(error, pika.exceptions.StreamLostError):
         return "connection reset" if "reset" in str(error).lower() else "connection lost"
     return str(error) or type(error).__name__

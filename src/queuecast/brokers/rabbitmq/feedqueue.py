@@ -290,11 +290,10 @@ class FeedQueue:
         deadline = self._loop.time() + self._feeds.zombie_patience
         while True:
             try:
-                async with asyncio.timeout(_ANSWERS):
-                    ready, consumers = await check_queue(link, self.name)
-            except NotFound as error:
-                return self._why_gone(error)
-            except (Unavailable, TimeoutError):
+                ready, consumers = await check_queue(link, self.name)
+            except NotFound:
+                return self._why_gone()
+            except Unavailable:
                 if not link.is_open:
                     raise
                 return _DOWN
@@ -329,9 +328,7 @@ class FeedQueue:
         self.canary = fresh
         return None
 
-    def _why_gone(self, error: NotFound) -> str:
-        if "down or inaccessible" in error.text:
-            return _DOWN
+    def _why_gone(self) -> str:
         away = self._loop.time() - self._lost_at
         return _IS_EXPIRED if away * 1000 >= self._feeds.expires else _DELETED
 
@@ -436,7 +433,7 @@ class FeedQueue:
 
     def _bind_failed(self, keys: list[str], error: pika.exceptions.ChannelClosedByBroker) -> None:
         """Handle a missing exchange (retried later) or queue (recreated)."""
-        if "no queue" in error.reply_text:
+        if "no exchange" not in error.reply_text:
             self._lose_channel()
             raise of_channel(error)
         self._feeds.topology.forget(self.exchange)

@@ -14,7 +14,7 @@ from ...queuespec import Owner, QueueSpec, Timestamp, read_age
 from ..owners import Owners
 from .connection import Link
 from .supervisor import Supervisor
-from .topology import check_queue, declare_queue, delete_queue, try_delete_queue
+from .topology import bind_queue, check_queue, declare_queue, delete_queue, try_delete_queue
 
 
 class OwnQueues:
@@ -93,6 +93,10 @@ class OwnQueue:
         if spec.exclusive:
             self._owners.take(spec.name, self._owner)
         return missing
+
+    async def bind(self, link: Link) -> None:
+        """Bind again what is bound already or was lost; raises NotFound (an exchange), Refused."""
+        await bind_queue(link, self.spec)
 
     async def discard(self, link: Link) -> None:
         """Delete what was made for a consumer that could not be opened."""

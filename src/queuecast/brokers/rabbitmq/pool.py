@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from ...errors import LimitExceeded, Unavailable
 from ..background import Background
-from .connection import PROBES, Link
+from .connection import Link
+from .probes import PROBES, SLOW_PROBES
 from .supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ MAX_CONNECTIONS = 8
 # Channels that consumers leave to feeds and to questions about exchanges and queues on the first
 # connection, and to questions on the others: work queues must not stop everybody's feeds.
 RESERVED_CHANNELS = 256
-_RESERVED_ELSEWHERE = 2 * PROBES
+_RESERVED_ELSEWHERE = 2 * PROBES + SLOW_PROBES
 EMPTY = 30.0  # seconds that a further connection is kept without consumers
 
 OnUp = Callable[[Link], Awaitable[None]]

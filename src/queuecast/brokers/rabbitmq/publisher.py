@@ -23,6 +23,7 @@ from ...errors import (
     BadRequest,
     Conflict,
     OutcomeUnknown,
+    PublishFailed,
     QueuecastError,
     Refused,
     Unavailable,
@@ -31,11 +32,13 @@ from ...errors import (
 )
 from ...message import Properties
 from ..background import Background
+from .away import AwayQueues
 from .confirms import ConfirmChannel, Outgoing, unknown, where
-from .connection import PROBES, Link
+from .connection import Link
 from .content import to_amqp
-from .failures import ACCESS_REFUSED, NOT_FOUND, of_channel, reason
+from .failures import ACCESS_REFUSED, NOT_FOUND, Away, away, of_channel, reason
 from .lanes import Lane, Lanes
+from .probes import PROBES
 from .supervisor import Supervisor
 from .topology import Topology, ensure_queue
 
@@ -47,6 +50,8 @@ MAX_UNCONFIRMED_BYTES = 64 << 20
 # Lanes known to be good; clients choose queue names, so this must not grow for ever.
 MAX_VERIFIED = 10_000
 _IDLE_SENDERS = 4
+# Seconds without a confirm after which a queue is looked at, and takes nothing meanwhile.
+_SLOW = 10.0
 
 _EXCHANGE_IN_TEXT = re.compile(r"exchange '([^']*)'")
 _TOPIC_IN_TEXT = re.compile(r"access to topic '(.*)' in exchange '([^']*)'")
@@ -63,6 +68,7 @@ class Publisher:
         self,
         supervisor: Supervisor,
         topology: Topology,
+        away: AwayQueues,
         *,
         patience: float,
         confirm_timeout: float,
@@ -71,6 +77,7 @@ class Publisher:
     ) -> None:
         self._supervisor = supervisor
         self._topology = topology
+        self._away = away
         self._patience = patience
         self._confirm_timeout = confirm_timeout
         self._max_unconfirmed = max_unconfirmed
@@ -182,14 +189,36 @@ class Publisher:
         if properties.user_id not in (None, user):
             # RabbitMQ would close the channel under everybody.
             raise Refused(f"user_id {properties.user_id!r}", f"the gateway's login is {user!r}")
+        if exchange:
+            await self._publish(exchange, key, body, attributes, wanted, declare)
+            return
+        self._away.check(key)
         try:
             await self._publish(exchange, key, body, attributes, wanted, declare)
-        except Unroutable:
-            if declare is None:
+        except OutcomeUnknown:
+            raise
+        except PublishFailed as error:
+            await self._diagnose(key, error)
+            if declare is None or not isinstance(error, Unroutable):
                 raise
             # The queue was deleted since it was declared: once more, with a new one.
             self._verified.pop(("", declare), None)
             await self._publish(exchange, key, body, attributes, wanted, declare)
+        except Away as error:
+            self._away.note(key, error)
+            raise
+        self._away.used(key)
+
+    async def _diagnose(self, queue: str, error: PublishFailed) -> None:
+        """Raise Away if a queue did not take a message because its node is down."""
+        try:
+            await self._away.ask(queue)
+        except Away:
+            raise
+        except QueuecastError:
+            return
+        if isinstance(error, Unroutable):
+            raise Unavailable(f"the queue {queue!r} was away a moment ago")
 
     async def _publish(
         self,
@@ -395,24 +424,34 @@ class Publisher:
         changed.set()
 
     def check_confirms(self) -> None:
-        """Give up on confirms that do not come; called once a second."""
+        """Give up on confirms that do not come; called once a second.
+
+        A queue without a majority confirms nothing, and the connection is as good as before: that
+        one lives is the pulse's to see. What waits in vain has a bound all the same.
+        """
         link = self._link
-        limit = asyncio.get_running_loop().time() - self._confirm_timeout
-        late = False
+        if link is None or not link.is_open:
+            return
+        now = asyncio.get_running_loop().time()
+        given_up = 0
         for sender in [*self._alone, *([self._shared] if self._shared else [])]:
             for item in sender.unconfirmed.values():
-                if item.sent_at > limit:
+                waited = now - item.sent_at
+                if waited < min(_SLOW, self._confirm_timeout):
                     break
+                if not (item.exchange or item.slow or link.blocked) and link.answers:
+                    item.slow = True
+                    why = f"RabbitMQ has not confirmed a message within {waited:.0f} s"
+                    self._away.note(item.key, away(item.key, why, dangerous=True))
+                if waited < self._confirm_timeout:
+                    continue
+                given_up += 1
                 if not item.done.done():
-                    late = True
                     item.done.set_exception(
                         OutcomeUnknown(f"RabbitMQ has not confirmed the message to {where(item)}")
                     )
-        if late and link is not None and link.is_open and link.blocked is None:
-            log.error(
-                "RabbitMQ has not confirmed a message within %g s: reconnecting",
-                self._confirm_timeout,
-            )
+        if given_up >= self._max_unconfirmed and link.blocked is None:
+            log.error("RabbitMQ has not confirmed %d messages: reconnecting", given_up)
             self._background.spawn(link.close(), "closing a connection without confirms")
 
     async def close(self, grace: float) -> None:

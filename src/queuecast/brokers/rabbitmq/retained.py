@@ -80,6 +80,12 @@ class Retained:
         for reader in self._readers.values():
             reader.on_down(why)
 
+    async def elsewhere(self, link: Link) -> None:
+        """Connect again, perhaps to another node, unless a stream is read by this link."""
+        if not any(reader.is_live for reader in self._readers.values()):
+            log.info("no retained stream can be read by this connection: connecting again")
+            await link.close()
+
     @property
     def problem(self) -> str:
         """Why not all streams are read, "" when they are."""

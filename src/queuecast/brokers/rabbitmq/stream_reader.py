@@ -25,7 +25,7 @@ from ...retention import RetainRule
 from ..matching import Index, new_index
 from .connection import Channel, Link
 from .content import fingerprint
-from .failures import missing_exchange, of_channel, reason
+from .failures import Away, missing_exchange, of_channel, reason
 from .stream_index import Window
 from .stream_mark import Marks, Silent
 from .stream_pass import StreamPass
@@ -50,6 +50,8 @@ PREFETCH = 2000  # messages; what the broker may send ahead of our acks
 # come needs no consumer of its own.
 WINDOW = 8 << 20
 _FIRST_RETRY, _LAST_RETRY = 0.25, 15.0  # seconds between attempts
+# Attempts at a node that has no replica of the stream before another node is tried.
+_HERE = 3
 _CATCH_UP = 1.0  # seconds between marks, at least
 # Seconds in which RabbitMQ has to answer all that a stream needs before it is read. A channel whose
 # process waits inside RabbitMQ for the stream's coordinator is silent while the connection lives.
@@ -165,6 +167,8 @@ class StreamReader:
             if failures == 1:
                 log.warning("the retained stream %s: %s", self.name, failure)
             self._settle(failure)
+            if isinstance(failure, Away) and failure.elsewhere and failures > _HERE:
+                await self._owner.elsewhere(link)
             delay = min(_FIRST_RETRY * 2 ** min(failures - 1, 16), _LAST_RETRY)
             self._loop.call_later(delay, self._work.set)
 
@@ -188,7 +192,7 @@ class StreamReader:
     async def _attach(self, link: Link) -> None:
         """Have a live consumer on this link that goes on where we were."""
         self._link = link
-        self._lose_channel("attaching")
+        self._lose_channel(self.problem or "attaching")
         async with asyncio.timeout(ANSWERS):
             opening = await self._open_stream(link)
         self._held = False

@@ -19,7 +19,7 @@ import pika.exceptions
 from ...message import Message
 from ...queuespec import STREAM_OFFSET
 from .connection import Link
-from .failures import PRECONDITION_FAILED
+from .failures import PRECONDITION_FAILED, Away, of_channel
 
 
 def offset_of(message: Message) -> int | None:
@@ -40,6 +40,8 @@ async def is_stream(link: Link, queue: str) -> bool | None:
             # What it was sent meanwhile stays unacked there: nobody shall borrow it again.
             channel.abandon()
     except pika.exceptions.ChannelClosedByBroker as error:
+        if isinstance(of_channel(error), Away):
+            return None
         return False if error.reply_code == PRECONDITION_FAILED else None
     return True
 

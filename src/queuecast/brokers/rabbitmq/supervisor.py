@@ -182,6 +182,10 @@ class Supervisor:
                 return link
         raise Unavailable(f"RabbitMQ is away: {self.status}")
 
+    async def spare(self) -> Link:
+        """Open one more connection, for what may end its connection; raises as Link.open."""
+        return await Link.open(self._address, f"{self._purpose} trial")
+
     async def close(self) -> None:
         """Stop reconnecting and close the link."""
         self._closing = True

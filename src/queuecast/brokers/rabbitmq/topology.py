@@ -18,7 +18,15 @@ from pika.compat import long
 from ...errors import Conflict, NotFound, QueuecastError, Unavailable
 from ..base import EXCHANGE_TYPES, PREDECLARED, ExchangeSpec, QueueSpec
 from .connection import Link
-from .failures import NOT_FOUND, PRECONDITION_FAILED, missing_exchange, of_channel, plain
+from .failures import (
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    Away,
+    away,
+    missing_exchange,
+    of_channel,
+    plain,
+)
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +34,8 @@ log = logging.getLogger(__name__)
 # login may not declare.
 OPAQUE = "opaque"
 
-# Seconds in which RabbitMQ has to answer a declaration. About a classic queue whose node is down
-# RabbitMQ 4.0 is silent for a minute.
-_ANSWERS = 5.0
+# Seconds for a call about a queue: RabbitMQ 4 waits for a minute for one whose node is down.
+QUEUE_PATIENCE = 4.0
 
 # RabbitMQ compares the type first; the text is the same from 3.8 to 4.x.
 _TYPE = re.compile(r"inequivalent arg 'type' .*current is '([^']+)'")
@@ -62,11 +69,12 @@ class Topology:
             await _declare_exchange(link, exchange)
             self._exchanges[exchange.name] = exchange
         results = await asyncio.gather(
-            *(_in_time(declare_queue(link, queue)) for queue in queues), return_exceptions=True
+            *(declare_queue(link, queue) for queue in queues), return_exceptions=True
         )
         for queue, result in zip(queues, results, strict=True):
-            if isinstance(result, Unavailable) and link.is_open:
-                log.warning("queue %r is away: %s", queue.name, result)
+            if isinstance(result, Away):
+                # One queue of a node that is down must not stop the gateway.
+                log.warning("queue %r cannot be declared now: %s", queue.name, result)
             elif isinstance(result, BaseException):
                 raise result
             self._queues[queue.name] = queue
@@ -92,7 +100,7 @@ class Topology:
         """Declare every queue again; False when one is away and has to be asked again later."""
         queues = list(self._queues.values())
         results = await asyncio.gather(
-            *(_in_time(declare_queue(link, each)) for each in queues), return_exceptions=True
+            *(declare_queue(link, each) for each in queues), return_exceptions=True
         )
         whole = True
         for queue, result in zip(queues, results, strict=True):
@@ -134,10 +142,10 @@ class Topology:
 async def _in_time(call: Coroutine[Any, Any, None]) -> None:
     """Await a declaration for a bounded time; raises Unavailable, and what it raises."""
     try:
-        async with asyncio.timeout(_ANSWERS):
+        async with asyncio.timeout(QUEUE_PATIENCE):
             await call
     except TimeoutError:
-        raise Unavailable(f"RabbitMQ has not answered within {_ANSWERS:g} s") from None
+        raise Unavailable(f"RabbitMQ has not answered within {QUEUE_PATIENCE:g} s") from None
 
 
 async def exchange_exists(link: Link, name: str) -> None:
@@ -199,7 +207,7 @@ async def _declare_exchange(link: Link, spec: ExchangeSpec) -> None:
 async def declare_queue(link: Link, spec: QueueSpec) -> None:
     """Declare and bind a queue; raises Conflict, Locked, Refused, NotFound, Unavailable."""
     try:
-        async with link.probe() as channel:
+        async with link.probe(patience=QUEUE_PATIENCE) as channel:
             await channel.call(
                 "queue_declare",
                 spec.name,
@@ -208,11 +216,18 @@ async def declare_queue(link: Link, spec: QueueSpec) -> None:
                 auto_delete=spec.auto_delete,
                 arguments=_table(spec.arguments),
             )
+    except TimeoutError:
+        raise silent(spec.name) from None
     except pika.exceptions.AMQPError as error:
         raise _conflict(error, "queue", spec.name, _queue_words(spec)) from None
+    await bind_queue(link, spec)
+
+
+async def bind_queue(link: Link, spec: QueueSpec) -> None:
+    """Bind a queue as it is specified; raises Refused, NotFound, Unavailable."""
     for binding in spec.bindings:
         try:
-            async with link.probe() as channel:
+            async with link.probe(patience=QUEUE_PATIENCE) as channel:
                 await channel.call(
                     "queue_bind",
                     spec.name,
@@ -220,6 +235,8 @@ async def declare_queue(link: Link, spec: QueueSpec) -> None:
                     binding.key,
                     arguments=dict(binding.arguments),
                 )
+        except TimeoutError:
+            raise silent(spec.name) from None
         except pika.exceptions.AMQPError as error:
             raise of_channel(error, binding.exchange) from None
 
@@ -257,19 +274,31 @@ def _queue_words(spec: QueueSpec) -> str:
     )
 
 
-async def ensure_queue(link: Link, spec: QueueSpec) -> None:
-    """Declare a queue unless it is there, with whatever properties; raises as of_channel."""
+def silent(name: str) -> Away:
+    """Return the error for a queue about which RabbitMQ does not answer."""
+    return away(name, f"RabbitMQ did not answer about it within {QUEUE_PATIENCE:g} s")
+
+
+async def ensure_queue(link: Link, spec: QueueSpec) -> bool:
+    """Declare a queue unless it is there, with whatever properties; raises as of_channel.
+
+    Returns whether it was missing.
+    """
     try:
         await check_queue(link, spec.name)
     except NotFound:
         await declare_queue(link, spec)
+        return True
+    return False
 
 
 async def delete_queue(link: Link, name: str, *, if_unused: bool = False) -> None:
     """Delete a queue; nothing when it is not there. Raises Locked, Refused, Unavailable."""
     try:
-        async with link.probe() as channel:
+        async with link.probe(patience=QUEUE_PATIENCE) as channel:
             await channel.call("queue_delete", name, if_unused=if_unused)
+    except TimeoutError:
+        raise silent(name) from None
     except pika.exceptions.AMQPError as error:
         failure = of_channel(error)
         if not isinstance(failure, NotFound):
@@ -287,8 +316,10 @@ async def try_delete_queue(link: Link, name: str, *, if_unused: bool = False) ->
 async def check_queue(link: Link, name: str) -> tuple[int, int]:
     """Return the numbers of ready messages and of consumers; raises NotFound, Conflict."""
     try:
-        async with link.probe() as channel:
+        async with link.probe(patience=QUEUE_PATIENCE) as channel:
             answer = await channel.call("queue_declare", name, passive=True)
+    except TimeoutError:
+        raise silent(name) from None
     except pika.exceptions.AMQPError as error:
         raise of_channel(error) from None
     return answer.message_count, answer.consumer_count

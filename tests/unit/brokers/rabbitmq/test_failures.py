@@ -5,7 +5,7 @@ from __future__ import annotations
 import pika.exceptions
 import pytest
 
-from queuecast.brokers.rabbitmq.failures import of_channel, of_connect
+from queuecast.brokers.rabbitmq.failures import Away, of_channel, of_connect
 from queuecast.brokers.rabbitmq.supervisor import LAST_DELAY, delays
 from queuecast.errors import (
     BadRequest,
@@ -69,3 +69,36 @@ def test_delays_double_up_to_a_limit_with_jitter() -> None:
     assert [longest(n) for n in range(4)] == [0.25, 0.5, 1.0, 2.0]
     assert longest(1000) == LAST_DELAY
     assert shortest(1000) == LAST_DELAY / 2
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "elsewhere"),
+    [
+        # RabbitMQ 3.10 to 4.3, a queue's process that does not run.
+        (404, "NOT_FOUND - home node 'r@b' of durable queue 'q' in vhost '/' is down or", False),
+        (404, "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor", False),
+        (404, "NOT_FOUND - queue 'q' in vhost '/' has crashed and failed to restart", False),
+        (404, "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to", False),
+        (404, f"NOT_FOUND - home node 'r@b' of durable queue '{'q' * 200}", False),
+        # A stream's replica, 3.10 and later.
+        (406, "PRECONDITION_FAILED - queue 'queue 'q' in vhost '/'' does not have a", True),
+        (406, "PRECONDITION_FAILED - stream queue 'q' in vhost '/' does not have a running", True),
+        (506, "RESOURCE_ERROR - queue 'q' in vhost '/' does not have a running local", True),
+        (506, "RESOURCE_ERROR - Stream coordinator unavailable for queue 'q' in vhost '/'", True),
+    ],
+)
+def test_a_queue_that_exists_and_does_not_run_is_away(
+    code: int, text: str, elsewhere: bool
+) -> None:
+    error = of_channel(pika.exceptions.ChannelClosedByBroker(code, text))
+    assert isinstance(error, Away)
+    assert (error.code, error.retry, error.elsewhere) == ("unavailable", True, elsewhere)
+    if code == 406:
+        assert "add_replica q NODE" in error.hint
+
+
+@pytest.mark.parametrize("code", [404, 406])
+def test_a_name_that_reads_like_a_reason_is_none(code: int) -> None:
+    text = "no queue 'home node 'x' is down or inaccessible' in vhost '/'"
+    error = of_channel(pika.exceptions.ChannelClosedByBroker(code, f"NOT_FOUND - {text}"))
+    assert type(error) is (NotFound if code == 404 else Conflict)
