@@ -49,6 +49,7 @@ _SETTINGS = {
 }
 _ARGUMENT = re.compile(r"inequivalent arg '([^']+)'")
 _CURRENT = re.compile(r"current is (?:the value )?'([^']*)'")
+_REPLICAS = "x-initial-cluster-size"
 _EPOCH_PREFIX = "queuecast.e."
 _DOWN = "is down or inaccessible"
 
@@ -97,31 +98,67 @@ def stream_arguments(rule: RetainRule) -> dict[str, str | int]:
         arguments["x-max-length-bytes"] = rule.bytes
         segment = min(max(rule.bytes // _PARTS, _MIN_SEGMENT), _MAX_SEGMENT)
     arguments["x-stream-max-segment-size-bytes"] = segment
+    if rule.replicas:
+        arguments[_REPLICAS] = rule.replicas
     return arguments
 
 
 async def declare_stream(link: Link, rule: RetainRule) -> None:
     """Create a rule's stream unless it is there.
 
-    Raises Conflict when it has other arguments, naming both, Refused, Unavailable.
+    One that was created with another number of replicas is taken as it is: what it has by now
+    AMQP does not tell, and operators add and remove replicas. Raises Conflict when it has other
+    arguments, naming both, Refused, Unavailable.
     """
     name, arguments = stream_name(rule), stream_arguments(rule)
+    text = await _declare(link, name, arguments)
+    if text is not None and _argument(text) == _REPLICAS:
+        current = _CURRENT.search(text)
+        if current is not None and current[1].isdigit():
+            arguments[_REPLICAS] = int(current[1])
+        else:
+            arguments.pop(_REPLICAS, None)
+        text = await _declare(link, name, arguments)
+        if text is None and rule.replicas:
+            log.info(
+                "the stream %r was created with %s replicas, [[retain]] %s says %d; to change an "
+                "existing stream use rabbitmq-streams add_replica and delete_replica",
+                name,
+                arguments.get(_REPLICAS, "RabbitMQ's own number of"),
+                rule.destination,
+                rule.replicas,
+            )
+    if text is not None:
+        raise _conflict(rule, name, arguments, text)
+
+
+async def _declare(link: Link, name: str, arguments: dict[str, str | int]) -> str | None:
+    """Return why RabbitMQ does not take the arguments, None when it does.
+
+    Raises Refused, Unavailable.
+    """
     try:
         async with link.probe() as channel:
             await channel.call("queue_declare", name, durable=True, arguments=arguments)
     except pika.exceptions.ChannelClosedByBroker as error:
         if error.reply_code == PRECONDITION_FAILED:
-            raise _conflict(rule, name, arguments, plain(error.reply_text)) from None
+            return plain(error.reply_text)
         raise _away(name, error) from None
     except pika.exceptions.AMQPError as error:
         raise of_channel(error) from None
+    return None
+
+
+def _argument(text: str) -> str:
+    """Return which argument a refusal is about, "" when it is about another property."""
+    found = _ARGUMENT.search(text)
+    return found[1] if found else ""
 
 
 def _conflict(
     rule: RetainRule, name: str, arguments: dict[str, str | int], text: str
 ) -> QueuecastError:
-    found = _ARGUMENT.search(text)
-    argument = found[1] if found else ""
+    argument = _argument(text)
     setting = _SETTINGS.get(argument)
     if setting is None:
         return Conflict(
