@@ -130,7 +130,11 @@ def of_connect(error: BaseException, host: Host, address: Address) -> QueuecastE
             return Unavailable(f"no such host {at!r}")
         if isinstance(cause, ConnectionRefusedError):
             return Unavailable(f"connection refused by {at}")
-        if isinstance(cause, AMQPConnectorStackTimeout | TimeoutError):
+        # pika aborts an AMQP handshake only for its timeout.
+        if isinstance(
+            cause,
+            AMQPConnectorStackTimeout | TimeoutError | pika.exceptions.ConnectionOpenAborted,
+        ):
             return Unavailable(f"no answer from {at}")
     return Unavailable(f"{at}: {reason(causes[-1])}")
 
