@@ -6,6 +6,7 @@ holds from the next connect on.
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,8 @@ from ..errors import ConfigError
 
 # Bytes of a file with a secret; it stops a wrong path, e.g. to a disk image, from filling memory.
 _MOST = 64 << 10
+# How OpenSSL writes an alert of RFC 8446 section 6: "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] …".
+_ALERT = re.compile(r"\[SSL: [A-Z0-9]+_ALERT_([A-Z_]+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,13 @@ class Files:
         for name, needed in (("keyfile", "certfile"), ("passphrase_file", "certfile")):
             if getattr(self, name) and not getattr(self, needed):
                 raise ConfigError(f"broker.{name} without broker.{needed}")
+
+    @property
+    def certificate_hint(self) -> str:
+        """What helps when a broker does not take the gateway's certificate."""
+        if self.certfile:
+            return "certfile has to be valid, and signed by an authority that the broker trusts"
+        return "name a certificate for the gateway with certfile"
 
     def password(self) -> str:
         """Read password_file, without the newline at its end; raises ConfigError."""
@@ -92,6 +102,15 @@ class Files:
 
 NAMES = tuple(each.name for each in fields(Files))
 NO_FILES = Files()
+
+
+def tls_alert(text: str) -> str:
+    """Return what the peer said of the end of TLS in an error's text, "" if it said nothing.
+
+    A server refuses a client's certificate so; with TLS 1.3 only after the handshake.
+    """
+    found = _ALERT.search(text)
+    return found[1].replace("_", " ").lower() if found else ""
 
 
 def _why(error: OSError) -> str:

@@ -132,7 +132,7 @@ class Control:
             await client.close()
             found = await self._diagnose() or error
             self._down(reason(found))
-            raise of_connecting(found, self.user) from None
+            raise of_connecting(found, self._address) from None
         except BaseException:
             await client.close()
             raise

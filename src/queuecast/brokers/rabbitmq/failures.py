@@ -26,6 +26,7 @@ from ...errors import (
     Unavailable,
 )
 from ...hostport import host_port
+from ..files import tls_alert
 from ..url import Host
 from .address import Address
 
@@ -38,8 +39,6 @@ NOT_ALLOWED = 530
 
 _QUEUE = re.compile(r"no queue '(.*)' in vhost")
 
-# How OpenSSL names what the peer said of the end, RFC 8446 section 6.
-_ALERT = re.compile(r"\[SSL: [A-Z0-9]+_ALERT_([A-Z_]+)\]")
 _OTHER_NAME = "the broker URL's host has to be a name that the certificate has"
 # What to do about a certificate, by OpenSSL's X509_V_ERR_… (openssl-verification-options(1)).
 _CERTIFICATES = {
@@ -115,9 +114,8 @@ def of_connect(error: BaseException, host: Host, address: Address) -> QueuecastE
                 f"the certificate of {at} is not trusted: {cause.verify_message.rstrip('.')}",
                 _CERTIFICATES.get(cause.verify_code, "name its authority with cafile"),
             )
-        alert = _ALERT.search(str(cause))
-        if alert is not None:
-            return _of_alert(at, alert[1], address)
+        if alert := tls_alert(str(cause)):
+            return Untrusted(f"{at} ended TLS: {alert}", address.files.certificate_hint)
         if isinstance(cause, pika.exceptions.IncompatibleProtocolError):
             return Unavailable(
                 f"{at} closed the connection before it spoke AMQP", "is that RabbitMQ's port?"
@@ -168,14 +166,6 @@ def _not_offered(at: str, address: Address) -> LoginRefused:
             "enable the plugin rabbitmq_auth_mechanism_ssl and add EXTERNAL to auth_mechanisms",
         )
     return LoginRefused(f"{at} offers no login by password", "add PLAIN to auth_mechanisms")
-
-
-def _of_alert(at: str, alert: str, address: Address) -> Untrusted:
-    """Return why a host ended TLS. With TLS 1.3 it does so after the handshake."""
-    hint = "name a certificate for the gateway with certfile"
-    if address.files.certfile:
-        hint = "certfile has to be valid, and signed by an authority that RabbitMQ trusts"
-    return Untrusted(f"{at} ended TLS: {alert.replace('_', ' ').lower()}", hint)
 
 
 def _closed_with(error: BaseException, code: int) -> bool:

@@ -50,6 +50,8 @@ _SETTINGS = {
 _ARGUMENT = re.compile(r"inequivalent arg '([^']+)'")
 _CURRENT = re.compile(r"current is (?:the value )?'([^']*)'")
 _REPLICAS = "x-initial-cluster-size"
+# Streams of which it was said that they have another number of replicas; of rules alone.
+_told: set[str] = set()
 _EPOCH_PREFIX = "queuecast.e."
 _DOWN = "is down or inaccessible"
 
@@ -119,8 +121,9 @@ async def declare_stream(link: Link, rule: RetainRule) -> None:
         else:
             arguments.pop(_REPLICAS, None)
         text = await _declare(link, name, arguments)
-        if text is None and rule.replicas:
-            log.info(
+        if text is None and rule.replicas and name not in _told:
+            _told.add(name)
+            log.warning(
                 "the stream %r was created with %s replicas, [[retain]] %s says %d; to change an "
                 "existing stream use rabbitmq-streams add_replica and delete_replica",
                 name,
