@@ -130,6 +130,15 @@ class RetainConfig(Table, frozen=True, kw_only=True):
     messages: Annotated[
         int, option("Their count; 0 for any. Only the embedded broker can count.", ge=0)
     ] = 0
+    replicas: Annotated[
+        int,
+        option(
+            "RabbitMQ only: on how many nodes a stream is created, for one that is not there yet; "
+            "0 for all nodes of the cluster.",
+            ge=0,
+            le=99,
+        ),
+    ] = 0
 
 
 class SlowConfig(Table, frozen=True, kw_only=True):

@@ -113,7 +113,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             if not each.age and not each.bytes:
                 raise ConfigError(f"{where} has no bound", 'give age, e.g. "1h", or bytes, "64MB"')
             destination = _shared(each.destination, f"{where}.destination")
-            made.append(RetainRule(destination, each.age, each.bytes, each.messages))
+            made.append(RetainRule(destination, each.age, each.bytes, each.messages, each.replicas))
         return tuple(made)
 
     def slow_rules(self) -> tuple[SlowRule, ...]:
@@ -166,6 +166,14 @@ def _check_broker(config: Config) -> None:
         raise ConfigError(
             f"broker.data: {scheme}:// keeps its messages itself", "only embedded: takes it"
         )
+    for index, rule in enumerate(config.retain):
+        if rule.replicas and scheme == "embedded":
+            raise ConfigError(
+                f"retain[{index}].replicas: the embedded broker is one process", "leave it out"
+            )
+    for name in ("certfile", "keyfile", "passphrase_file", "password_file"):
+        if getattr(broker, name) and scheme == "embedded":
+            raise ConfigError(f"broker.{name}: embedded: has no connection", "leave it out")
     if config.server.workers > 1 and scheme == "embedded":
         raise ConfigError(
             f"server.workers: {config.server.workers} processes cannot share the embedded broker, "

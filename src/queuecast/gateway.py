@@ -30,6 +30,7 @@ from .brokers.factory import (
     login_broker,
     make_broker,
 )
+from .brokers.files import Files
 from .calls import consume_of, publish_at_once_of, publish_of
 from .config import Config
 from .delivery import DeliveryBudget
@@ -98,7 +99,13 @@ class Gateway:
         self._deliveries = DeliveryBudget(config.limits.deliveries)
         self.broker: Broker = make_broker(
             config.broker.url,
-            cafile=config.broker.cafile,
+            files=Files(
+                config.broker.cafile,
+                config.broker.certfile,
+                config.broker.keyfile,
+                config.broker.passphrase_file,
+                config.broker.password_file,
+            ),
             history=HistoryLimits(
                 config.history.messages, config.history.age, config.history.bytes
             ),
@@ -291,11 +298,10 @@ class Gateway:
 
         def make(user: str, password: str, virtual_host: str | None) -> LoginBroker:
             made = login_broker(
-                config.broker.url,
+                self.broker,
                 user,
                 password,
                 virtual_host,
-                cafile=config.broker.cafile,
                 deliveries=self._deliveries,
                 rules=config.retain_rules(),
             )
@@ -307,7 +313,7 @@ class Gateway:
             self.hub,
             make,
             loopback_users=config.broker.loopback_users,
-            default_host=default_virtual_host(config.broker.url),
+            default_host=default_virtual_host(self.broker),
         )
 
     # -- the broker -----------------------------------------------------------------------

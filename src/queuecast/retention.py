@@ -30,13 +30,15 @@ class RetainRule:
     """Keep what is published to a destination, whether or not anyone is subscribed.
 
     age: seconds; bytes: of all its messages together; messages: their count. 0 is no bound, but
-    one of age and bytes is always set.
+    one of age and bytes is always set. replicas: of RabbitMQ's stream, when it is created; 0 is
+    RabbitMQ's own choice.
     """
 
     destination: Destination
     age: float = 0.0
     bytes: int = 0
     messages: int = 0
+    replicas: int = 0
 
     @property
     def exchange(self) -> str:

@@ -279,7 +279,7 @@ class BrokerConfig(Table, frozen=True, kw_only=True):
     url: Annotated[
         str,
         option(
-            "`embedded:`, `amqp://user:password@host:5672/vhost`, `amqps://…`, "
+            "`embedded:`, `amqp://user:password@host:5672,host:5672/vhost`, `amqps://…`, "
             "`kafka://host:9092,host:9092` or `kafkas://…`.",
             flag="--broker",
         ),
@@ -304,6 +304,24 @@ class BrokerConfig(Table, frozen=True, kw_only=True):
     cafile: Annotated[
         str,
         option("Certificate authorities (PEM) for `amqps://` and `kafkas://`.", flag="--cafile"),
+    ] = ""
+    certfile: Annotated[
+        str,
+        option(
+            "The gateway's own certificate (PEM) for `amqps://` and `kafkas://`, where the broker "
+            "asks for one."
+        ),
+    ] = ""
+    keyfile: Annotated[
+        str, option("Key of `certfile` (PEM); it may also stand in `certfile` itself.")
+    ] = ""
+    passphrase_file: Annotated[str, option("File with the passphrase of `keyfile`.")] = ""
+    password_file: Annotated[
+        str,
+        option(
+            "File with the password of the user in `url`, instead of a password there; it is read "
+            "again at each connect."
+        ),
     ] = ""
     group: Annotated[
         str,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from queuecast.brokers.base import TopicSpec
+from queuecast.brokers.files import NO_FILES, Files
 from queuecast.brokers.kafka import KafkaBroker
 from queuecast.brokers.kafka.address import Address
 from queuecast.brokers.kafka.control import Control
@@ -52,8 +53,8 @@ async def test_logins_with_and_without_tls(kafka_own: KafkaServer, user: str, tl
     topic = await asyncio.to_thread(create, kafka_own)
     await asyncio.to_thread(allow, kafka_own, user, "topic", topic, "read", "write", "describe")
     await asyncio.to_thread(allow, kafka_own, user, "group", f"queuecast.{topic}", "read")
-    cafile = str(kafka_own.cafile) if tls else None
-    async with started(kafka_own.login(user, tls=tls), cafile=cafile) as broker:
+    files = Files(cafile=str(kafka_own.cafile)) if tls else NO_FILES
+    async with started(kafka_own.login(user, tls=tls), files=files) as broker:
         assert broker.ready
         assert "secret" not in broker.name
         sink, work = FeedList(), DeliveryList()
@@ -217,4 +218,4 @@ def test_a_missing_library_names_its_command(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_cafile_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        KafkaBroker("kafkas://h", cafile=str(tmp_path / "missing.pem"))
+        KafkaBroker("kafkas://h", files=Files(cafile=str(tmp_path / "missing.pem")))

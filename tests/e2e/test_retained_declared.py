@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +99,33 @@ async def test_changed_settings_stop_the_start_and_name_both_values(
             pass
     finally:
         delete(rabbit, kept)
+
+
+async def test_replicas_are_asked_for_and_an_existing_stream_is_taken_as_it_is(
+    rabbit: RabbitMQ, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = unique("replicas")
+    kept = rule(f"/topic/{key}")
+    one, three = replace(kept, replicas=1), replace(kept, replicas=3)
+
+    async def declared(by: RetainRule) -> dict[str, Any]:
+        async with retaining(rabbit.url, by):
+            rows = {each["name"]: each for each in rabbit.rows("list_queues", "name", "arguments")}
+            arguments = rows[stream_name(kept)]["arguments"]
+            return {name: value for name, _, value in arguments}
+
+    # RabbitMQ's own choice; then it is there already, whatever the rule says.
+    assert "x-initial-cluster-size" not in await declared(kept)
+    assert "x-initial-cluster-size" not in await declared(three)
+    assert "rabbitmq-streams add_replica" in caplog.text
+    delete(rabbit, kept)
+    assert (await declared(three))["x-initial-cluster-size"] == 3
+    for other in (one, kept):
+        assert (await declared(other))["x-initial-cluster-size"] == 3
+    # What else differs is a conflict as ever.
+    with pytest.raises(Conflict, match="x-max-age"):
+        await declared(replace(one, age=7200.0))
+    delete(rabbit, kept)
 
 
 async def test_a_queue_of_the_streams_name_is_refused(rabbit: RabbitMQ) -> None:

@@ -70,6 +70,15 @@ def allow(kafka: Kafka, user: str, kind: str, name: str, *operations: str) -> No
         made.result(ANSWER)
 
 
+def set_password(kafka: Kafka, user: str, password: str) -> None:
+    """Give a user a password for SCRAM-SHA-512, another one if there was one."""
+    scram = _admin.ScramCredentialInfo(_admin.ScramMechanism.SCRAM_SHA_512, 4096)
+    change = _admin.UserScramCredentialUpsertion(user, scram, password.encode())
+    client = admin(kafka)
+    for made in client.alter_user_scram_credentials([change]).values():
+        made.result(ANSWER)
+
+
 def lowest(kafka: Kafka, topic: str, partition: int = 0) -> int:
     """Return the offset of the first record that is still there."""
     consumer = Consumer(_settings(kafka, **{"group.id": unique("looks")}))

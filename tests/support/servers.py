@@ -287,8 +287,13 @@ class RabbitServer(RabbitMQ):
         (base / "rabbitmq-env.conf").write_text("")
         (base / "enabled_plugins").write_text("[].\n")
 
+    @property
+    def seen(self) -> Path:
+        """The path by which the node sees its directory, for paths in its configuration."""
+        return self._installation.seen(self.directory)
+
     def _environment(self) -> dict[str, str]:
-        base = self._installation.seen(self.directory)
+        base = self.seen
         inherited = {
             name: value
             for name, value in os.environ.items()

@@ -186,6 +186,12 @@ def test_stomp_may_be_beside_an_alias_but_sockjs_not_above_one(tmp_path: Path) -
             ["topic[1].name", "there twice"],
         ),
         ("[broker]\nurl = 'amqp:h'", ["broker.url", "amqp://host"]),
+        ("[broker]\npassword_file = '/p'", ["broker.password_file", "embedded:"]),
+        ("[broker]\ncertfile = '/p'", ["broker.certfile", "embedded:"]),
+        (
+            "[[retain]]\ndestination = '/topic/a'\nage = '1h'\nreplicas = 3",
+            ["retain[0].replicas", "embedded"],
+        ),
         ("[[exchange]]\ntype = 'topic'", ["exchange[0]", "lacks 'name'"]),
         ("[[exchange]]\nname = 'a'\ntype = 'tpic'", ["exchange[0].type", '"topic"']),
         ("[[exchange]]\nname = 'a'\n[[exchange]]\nname = 'a'", ["exchange[1].name", "'a'"]),
@@ -321,6 +327,7 @@ def test_durations(text: object, seconds: float) -> None:
         ("amqp://guest:secret@host:5672/v", "amqp://guest:***@host:5672/v"),
         ("amqps://u:p@ss/w@host", "amqps://u:***@host"),
         ("amqp://:secret@host", "amqp://:***@host"),
+        ("amqp://u:secret@a,b:1,[::1]/v", "amqp://u:***@a,b:1,[::1]/v"),
         ("https://h/sse?token=abc&last=1", "https://h/sse?token=***&last=1"),
     ],
 )

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit, urlunsplit
 
 from ..delivery import DeliveryBudget
 from ..errors import ConfigError
 from ..retention import RetainRule
 from .base import Broker, TopicSpec
 from .embedded.history import DEFAULT_LIMITS, HistoryLimits
+from .files import NO_FILES, Files
 
 if TYPE_CHECKING:
     from .embedded.keeper import Keeper
@@ -46,7 +46,7 @@ class KafkaSettings:
 def make_broker(
     url: str,
     *,
-    cafile: str = "",
+    files: Files = NO_FILES,
     history: HistoryLimits = DEFAULT_LIMITS,
     deliveries: DeliveryBudget | None = None,
     keeping: Keeping | None = None,
@@ -73,14 +73,14 @@ def make_broker(
             raise ConfigError(f"{scheme}:// needs pika", _install("rabbitmq"))
         from .rabbitmq.broker import RabbitBroker
 
-        return RabbitBroker(url, cafile=cafile or None, deliveries=deliveries, retain=keeping.rules)
+        return RabbitBroker(url, files=files, deliveries=deliveries, retain=keeping.rules)
     if scheme in ("kafka", "kafkas"):
         if find_spec("aiokafka") is None:
             raise ConfigError(f"{scheme}:// needs aiokafka", _install("kafka"))
         from .kafka.broker import KafkaBroker
 
         settings = kafka or KafkaSettings()
-        return KafkaBroker(url, cafile=cafile or None, group=settings.group, topics=settings.topics)
+        return KafkaBroker(url, files=files, group=settings.group, topics=settings.topics)
     raise ConfigError(
         f"broker.url has the unknown scheme {scheme!r}",
         "use embedded:, amqp://, amqps://, kafka:// or kafkas://",
@@ -104,35 +104,32 @@ def _keeper(keeping: Keeping) -> Keeper:
 
 
 def login_broker(
-    url: str,
+    gateway: Broker,
     user: str,
     password: str,
     virtual_host: str | None,
     *,
-    cafile: str = "",
     deliveries: DeliveryBudget | None = None,
     rules: Sequence[RetainRule] = (),
 ) -> RabbitBroker:
-    """Return the broker of an amqp:// or amqps:// URL as another user sees it, not yet started.
+    """Return the gateway's RabbitMQ as another user sees it, not yet started.
 
-    virtual_host: None for the URL's own. rules: for what is retained in the URL's own virtual
-    host. Raises ConfigError.
+    It has the gateway's hosts and trusts whom the gateway trusts. virtual_host: None for the
+    gateway's own. rules: for what is retained there.
     """
     from .rabbitmq.broker import RabbitBroker
 
-    parts = urlsplit(url)
-    place = parts.netloc.rpartition("@")[2]
-    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
-    path = parts.path if virtual_host is None else "/" + quote(virtual_host, safe="")
-    made = urlunsplit(parts._replace(netloc=f"{login}@{place}", path=path))
-    own = virtual_host in (None, default_virtual_host(url))
+    assert isinstance(gateway, RabbitBroker)
+    address = gateway.address.for_login(user, password, virtual_host)
+    own = address.virtual_host == gateway.address.virtual_host
     return RabbitBroker(
-        made, cafile=cafile or None, deliveries=deliveries, covered=rules if own else ()
+        address, hosts=gateway.hosts, deliveries=deliveries, covered=rules if own else ()
     )
 
 
-def default_virtual_host(url: str) -> str:
-    """Return the virtual host that an amqp:// or amqps:// URL names."""
-    from .rabbitmq.address import Address
+def default_virtual_host(gateway: Broker) -> str:
+    """Return the virtual host of the gateway's RabbitMQ."""
+    from .rabbitmq.broker import RabbitBroker
 
-    return Address.parse(url).virtual_host
+    assert isinstance(gateway, RabbitBroker)
+    return gateway.address.virtual_host

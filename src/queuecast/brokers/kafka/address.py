@@ -6,20 +6,20 @@ kafkas://…                                                 the same over TLS
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
 
 from ...errors import ConfigError
-from ..url import read_options, tls_context
+from ...hostport import host_port
+from ..files import NAMES, NO_FILES, Files
+from ..url import read_hosts, split_url
 
 DEFAULT_PORT = 9092
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 _FORM = "kafka://USER:PASSWORD@HOST:PORT,HOST:PORT?mechanism=SCRAM-SHA-256, or kafkas:// for TLS"
 _ESCAPE = f"it is {_FORM}; in a password write / as %2F, # as %23, ? as %3F, @ as %40"
-_SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]@,]+)(?::(?P<port>[0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,46 +31,37 @@ class Address:
     password: str = field(default="", repr=False)
     mechanism: str = "PLAIN"
     tls: bool = False
-    cafile: str | None = None
+    files: Files = NO_FILES
 
     @classmethod
-    def parse(cls, url: str, *, cafile: str | None = None) -> Address:
-        """Read a kafka:// or kafkas:// URL; raises ConfigError, never showing the password."""
-        scheme, separator, rest = url.partition("://")
-        if scheme.lower() not in ("kafka", "kafkas") or not separator:
+    def parse(cls, url: str, *, files: Files = NO_FILES) -> Address:
+        """Read a kafka:// or kafkas:// URL; raises ConfigError, never showing the password.
+
+        files: win over those that the URL names.
+        """
+        if not url.lower().startswith(("kafka://", "kafkas://")):
             raise ConfigError("broker URL: it is not one of Kafka's", f"it is {_FORM}")
-        tls = scheme.lower() == "kafkas"
-        if "#" in rest:
-            raise ConfigError("broker URL: there is a # in it", _ESCAPE)
-        place, _, query = rest.partition("?")
-        place, _, path = place.partition("/")
-        if path or "@" in query:
-            raise ConfigError("broker URL: it has a path, or an @ behind the host", _ESCAPE)
-        login, at, hosts = place.rpartition("@")
-        user, colon, password = login.partition(":")
-        if at and (not user or not colon):
+        parts = split_url(url, _ESCAPE)
+        if parts.path:
+            raise ConfigError("broker URL: it has a path", _ESCAPE)
+        tls = parts.scheme == "kafkas"
+        options = dict(parts.options)
+        files = files.with_options(options)
+        files.check(tls=tls, scheme="kafkas")
+        user, colon, password = (parts.login or "").partition(":")
+        if parts.login is not None and not (user and (colon or files.password_file)):
             raise ConfigError("broker URL: a login is USER:PASSWORD", _ESCAPE)
-        options = read_options(query, _ESCAPE)
-        mechanism = options.pop("mechanism", "")
-        if options:
-            name = next(iter(options))
-            raise ConfigError(f"broker URL: unknown parameter {name!r}", "it takes mechanism")
-        if mechanism and not at:
-            raise ConfigError("broker URL: a mechanism without a login", f"it is {_FORM}")
-        if mechanism and mechanism not in MECHANISMS:
-            raise ConfigError(
-                f"broker URL: unknown mechanism {mechanism[:32]!r}",
-                f"it is one of {', '.join(MECHANISMS)}",
-            )
-        if cafile and not tls:
-            raise ConfigError("broker.cafile without TLS", "the scheme is kafkas://")
+        if files.password_file and not user:
+            raise ConfigError("broker URL: a password_file and no user", "kafka://USER@HOST")
+        if files.password_file and colon:
+            raise ConfigError("broker URL: it has a password, and there is a password_file")
         return cls(
-            tuple(_server(each) for each in hosts.split(",")),
+            tuple(host_port(*each) for each in read_hosts(parts.hosts, DEFAULT_PORT, _ESCAPE)),
             unquote(user),
             unquote(password),
-            mechanism or "PLAIN",
+            _mechanism(options, user),
             tls,
-            cafile or None,
+            files,
         )
 
     @property
@@ -79,24 +70,38 @@ class Address:
         login = f"{quote(self.user, safe='')}:***@" if self.user else ""
         return f"kafka{'s' if self.tls else ''}://{login}{','.join(self.servers)}"
 
+    def current_password(self) -> str:
+        """Return the password, read from its file where there is one; raises ConfigError."""
+        return self.files.password() if self.files.password_file else self.password
+
     def options(self) -> dict[str, Any]:
-        """Return what aiokafka's clients take; raises ConfigError for a bad cafile."""
+        """Return what aiokafka's clients take; raises ConfigError for a bad file."""
         made: dict[str, Any] = {"bootstrap_servers": list(self.servers)}
         if self.tls:
-            made["ssl_context"] = tls_context(self.cafile)
+            made["ssl_context"] = self.files.context()
         protocol = "SSL" if self.tls else "PLAINTEXT"
         if self.user:
             protocol = "SASL_" + protocol
             made["sasl_mechanism"] = self.mechanism
             made["sasl_plain_username"] = self.user
-            made["sasl_plain_password"] = self.password
+            made["sasl_plain_password"] = self.current_password()
         made["security_protocol"] = protocol
         return made
 
 
-def _server(text: str) -> str:
-    found = _SERVER.fullmatch(text)
-    if found is None or not 0 < int(found["port"] or DEFAULT_PORT) <= 65535:
-        # Not quoted: it may be a part of the password.
-        raise ConfigError("broker URL: host and port cannot be read", _ESCAPE)
-    return f"{found['host']}:{found['port'] or DEFAULT_PORT}"
+def _mechanism(options: dict[str, str], user: str) -> str:
+    """Take the mechanism, and refuse what else there is; raises ConfigError."""
+    mechanism = options.pop("mechanism", "").upper()
+    if options:
+        name = next(iter(options))
+        raise ConfigError(
+            f"broker URL: unknown parameter {name!r}", f"it takes mechanism, {', '.join(NAMES)}"
+        )
+    if mechanism and not user:
+        raise ConfigError("broker URL: a mechanism without a login", f"it is {_FORM}")
+    if mechanism and mechanism not in MECHANISMS:
+        raise ConfigError(
+            f"broker URL: unknown mechanism {mechanism[:32]!r}",
+            f"it is one of {', '.join(MECHANISMS)}",
+        )
+    return mechanism or "PLAIN"

@@ -23,6 +23,7 @@ from ..base import (
     QueueSpec,
     TopicSpec,
 )
+from ..files import NO_FILES, Files
 from .address import Address
 from .control import PING, Control
 from .live import Live
@@ -56,14 +57,14 @@ class KafkaBroker:
         self,
         url: str,
         *,
-        cafile: str | None = None,
+        files: Files = NO_FILES,
         group: str = "queuecast",
         topics: Sequence[TopicSpec] = (),
         timeout: float = 15.0,
         grace: float = 5.0,
         ping: float = PING,
     ) -> None:
-        self._address = Address.parse(url, cafile=cafile)
+        self._address = Address.parse(url, files=files)
         self.name = self._address.masked
         self._topics = tuple(topics)
         self._grace = grace

@@ -26,6 +26,7 @@ from ...errors import ConfigError, QueuecastError, Unavailable
 from ..base import TopicSpec
 from .address import Address
 from .failures import invalid_name, missing, of_connecting, of_reading, reason, refused
+from .following import follow_files
 from .requests import READ, UNKNOWN_OPERATIONS, WRITE, CreateRequest, TopicsRequest
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,16 @@ class Control:
         self.reconnects = 0
         self._was_ready = False
         self.status = "not started"
-        self.options = address.options()
+        address.options()  # raises ConfigError for a bad file
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What aiokafka's clients take, as the files have it now; raises ConfigError."""
+        return self._address.options()
+
+    def follow_files(self, client: Any) -> None:
+        """Have a new client read the files again at each connect; see following.py."""
+        follow_files(client, self._address)
 
     @property
     def user(self) -> str:
@@ -115,13 +125,14 @@ class Control:
             request_timeout_ms=int(self._answer * 1000),
             **self.options,
         )
+        self.follow_files(client)
         try:
             await client.bootstrap()
         except (TimeoutError, kafka.KafkaError, OSError) as error:
             await client.close()
             found = await self._diagnose() or error
             self._down(reason(found))
-            raise of_connecting(found, self.user) from None
+            raise of_connecting(found, self._address) from None
         except BaseException:
             await client.close()
             raise

@@ -21,6 +21,8 @@ from ...errors import (
     Unavailable,
     Unroutable,
 )
+from ..files import tls_alert
+from .address import Address
 
 # A producer that met one of these answers nothing else any more: its sequence numbers and the
 # broker's have parted (KIP-360).
@@ -87,14 +89,16 @@ def refused(what: str, user: str) -> Refused:
     return Refused(f"{who} may not {what}", "give it the permission (kafka-acls)")
 
 
-def of_connecting(error: BaseException, user: str) -> QueuecastError:
+def of_connecting(error: BaseException, address: Address) -> QueuecastError:
     """Return what a failed attempt to connect means: LoginRefused, or Unavailable."""
     if isinstance(error, _LOGIN):
+        file = ", and password_file" if address.files.password_file else ""
         return LoginRefused(
-            f"Kafka refuses the login of {user!r}: {reason(error)}",
-            "look at broker.url: user, password and mechanism",
+            f"Kafka refuses the login of {address.user!r}: {reason(error)}",
+            f"look at broker.url: user, password and mechanism{file}",
         )
-    return Unavailable(f"Kafka is away: {reason(error)}")
+    hint = address.files.certificate_hint if _alert(error) else ""
+    return Unavailable(f"Kafka is away: {reason(error)}", hint)
 
 
 def of_reading(error: BaseException, what: str, user: str) -> QueuecastError:
@@ -147,6 +151,13 @@ def reason(error: BaseException) -> str:
         return "no answer"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not to be trusted: {error.verify_message}"
+    if alert := _alert(error):
+        return f"it ended TLS: {alert}"
     text = str(error)
     # aiokafka writes "[Error 7] RequestTimedOutError: …"; the number is of no use to people.
     return text.split("] ", 1)[-1] if text.startswith("[Error ") else text or type(error).__name__
+
+
+def _alert(error: BaseException) -> str:
+    """Return with what word the broker ended TLS, "" if it did not; aiokafka has it as a cause."""
+    return tls_alert(str(error)) or tls_alert(str(error.__cause__ or ""))

@@ -219,6 +219,7 @@ class Group:
             fetch_max_bytes=_FETCH_BYTES,
             **self._control.options,
         )
+        self._control.follow_files(consumer._client)
         self._consumer = consumer
         await consumer.start()
         consumer.subscribe([self._topic], listener=_Rebalance(self))

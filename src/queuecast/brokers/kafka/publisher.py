@@ -328,6 +328,7 @@ class Publisher:
             request_timeout_ms=int(self._timeout * 1000),
             **self._control.options,
         )
+        self._control.follow_files(producer.client)
         try:
             # Starting asks for a producer id for ever while no broker gives one.
             await asyncio.wait_for(producer.start(), self._timeout)

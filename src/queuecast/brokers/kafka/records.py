@@ -340,6 +340,7 @@ async def started_consumer(control: Control, **options: Any) -> Any:
         **control.options,
         **options,
     )
+    control.follow_files(consumer._client)
     try:
         await consumer.start()
     except BaseException as error:

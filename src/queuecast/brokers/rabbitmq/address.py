@@ -1,115 +1,222 @@
-"""Where the RabbitMQ broker is and who we are there, read from its URL."""
+"""Where RabbitMQ's nodes are and who we are there, read from the broker URL.
+
+amqp://[USER:PASSWORD@]HOST[:5672][,HOST[:5672]…][/VHOST][?PARAMETERS]
+amqps://…                                                     over TLS, port 5671
+
+Beside Queuecast's own parameters those of RabbitMQ's URIs are understood, as far as they mean
+something here: https://www.rabbitmq.com/docs/uri-query-parameters
+"""
 
 from __future__ import annotations
 
+import re
 import ssl
-from dataclasses import dataclass, field
-from urllib.parse import quote, unquote, urlsplit
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote, unquote
 
 from ...errors import ConfigError
 from ...hostport import host_port
-from ..url import read_options, tls_context
+from ..files import NAMES, NO_FILES, Files
+from ..url import Host, read_hosts, split_url
 
 # Seconds; RabbitMQ notices a vanished peer after about twice that. Pulse's figures go with it.
 DEFAULT_HEARTBEAT = 10
-DEFAULT_CONNECTION_TIMEOUT = 10.0  # seconds, for TCP, TLS and the AMQP handshake together
+# Seconds for TCP, TLS and the AMQP handshake of one host together.
+DEFAULT_CONNECTION_TIMEOUT = 10.0
+# The same where there are several hosts: one that is frozen must not delay the others for long.
+SHARED_CONNECTION_TIMEOUT = 3.0
+_LONGEST_TIMEOUT = 300.0
+_TIMEOUT = re.compile(r"(?P<number>[0-9]{1,7}(?:\.[0-9]{1,3})?)(?P<unit>ms|s|)")
+# Channels of a connection: feeds and questions about queues need some hundred.
+_FEWEST_CHANNELS = 512
 
-_FORM = "amqp://USER:PASSWORD@HOST:PORT/VHOST or amqps://…?cafile=FILE"
+_FORM = "amqp://USER:PASSWORD@HOST:PORT,HOST:PORT/VHOST or amqps://…?cafile=FILE"
 _ESCAPE = f"it is {_FORM}; in a password write / as %2F, # as %23, ? as %3F, @ as %40"
+_PARAMETERS = (
+    *NAMES,
+    *("auth_mechanism", "server_name_indication", "heartbeat", "connection_timeout"),
+    *("channel_max", "verify", "cacertfile"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A broker's address and login.
+    """A cluster's hosts and the login, the same at each host.
 
-    heartbeat: seconds, 0 turns it off. connection_timeout: seconds. cafile: a PEM file with the
-    authorities to trust instead of the system's.
+    hosts: in the order in which they are tried. external: the login is the client certificate
+    (SASL EXTERNAL); `user` is then only what it is called, or "". server_name: the name that all
+    hosts' certificates have, "" for each host's own. heartbeat: seconds, 0 turns it off.
+    connection_timeout: seconds for one host. channel_max: 0 is what RabbitMQ allows.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 5672
+    hosts: tuple[Host, ...] = (("127.0.0.1", 5672),)
     virtual_host: str = "/"
     user: str = "guest"
     password: str = field(default="guest", repr=False)
     tls: bool = False
-    cafile: str | None = None
+    files: Files = NO_FILES
+    external: bool = False
+    server_name: str = ""
     heartbeat: int = DEFAULT_HEARTBEAT
     connection_timeout: float = DEFAULT_CONNECTION_TIMEOUT
+    channel_max: int = 0
 
     @classmethod
-    def parse(cls, url: str, *, cafile: str | None = None) -> Address:
+    def parse(cls, url: str, *, files: Files = NO_FILES) -> Address:
         """Read an amqp:// or amqps:// URL; raises ConfigError, never showing the password.
 
-        Query parameters: heartbeat, connection_timeout (seconds), cafile. The argument `cafile`
-        wins over the one in the URL.
+        files: win over those that the URL names. docs/rabbitmq.md has the parameters.
         """
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            # The error's text may quote a part of the password.
-            raise ConfigError("broker URL: host and port cannot be read", _ESCAPE) from None
+        parts = split_url(url, _ESCAPE)
         if parts.scheme not in ("amqp", "amqps"):
             raise ConfigError(f"broker URL: unknown scheme {parts.scheme!r}", f"it is {_FORM}")
-        if "@" in parts.path + parts.query + parts.fragment:
-            raise ConfigError("broker URL: there is an @ behind the host", _ESCAPE)
-        if "," in parts.netloc.rpartition("@")[2]:
-            raise ConfigError(
-                "broker URL: it names one host", "put a load balancer or a DNS name in front"
-            )
-        tls = parts.scheme == "amqps"
-        path = parts.path[1:]
-        if "/" in path:
+        if "/" in parts.path:
             raise ConfigError(
                 "broker URL: the virtual host has a slash", "write a slash in its name as %2F"
             )
-        options = read_options(parts.query, _ESCAPE)
-        named = options.pop("cafile", None)
-        found = cafile or named
-        if found and not tls:
-            raise ConfigError("broker URL: cafile without TLS", "the scheme is amqps://")
+        tls = parts.scheme == "amqps"
+        options = dict(parts.options)
+        hosts = read_hosts(parts.hosts or "127.0.0.1", 5671 if tls else 5672, _ESCAPE)
+        files = files.with_options(_own_names(options))
+        files.check(tls=tls, scheme="amqps")
+        external = _external(options, files)
+        user, colon, password = (parts.login or "").partition(":")
+        if files.password_file and colon:
+            raise ConfigError("broker URL: it has a password, and there is a password_file")
+        if external and (colon or files.password_file):
+            raise ConfigError(
+                "broker URL: it has a password and auth_mechanism=external",
+                "the certificate is the login",
+            )
+        several = SHARED_CONNECTION_TIMEOUT if len(hosts) > 1 else DEFAULT_CONNECTION_TIMEOUT
         address = cls(
-            host=parts.hostname or "127.0.0.1",
-            port=port or (5671 if tls else 5672),
-            virtual_host=unquote(path) if path else "/",
-            user=unquote(parts.username) if parts.username is not None else "guest",
-            password=unquote(parts.password) if parts.password is not None else "guest",
+            hosts=hosts,
+            virtual_host=unquote(parts.path) if parts.path else "/",
+            user=unquote(user) if user or external else "guest",
+            password=unquote(password) if colon else "guest",
             tls=tls,
-            cafile=found,
-            heartbeat=int(_number(options, "heartbeat", DEFAULT_HEARTBEAT, 65_535)),
-            connection_timeout=_number(
-                options, "connection_timeout", DEFAULT_CONNECTION_TIMEOUT, 3600
-            ),
+            files=files,
+            external=external,
+            server_name=_server_name(options, tls),
+            heartbeat=_heartbeat(options),
+            connection_timeout=_timeout(options, several),
+            channel_max=_channel_max(options),
         )
         if options:
             name = next(iter(options))
-            raise ConfigError(
-                f"broker URL: unknown parameter {name!r}",
-                "it takes heartbeat, connection_timeout and cafile",
-            )
+            hint = f"it takes {', '.join(_PARAMETERS)}"
+            if name == "password":
+                hint = "the passphrase of keyfile stands in a file: passphrase_file=FILE"
+            raise ConfigError(f"broker URL: unknown parameter {name!r}", hint)
         return address
 
     @property
     def masked(self) -> str:
-        """The URL for people: the password is ***."""
+        """The URL for people, with all hosts: the password is ***."""
         scheme = "amqps" if self.tls else "amqp"
-        place = host_port(self.host, self.port)
+        login = "" if self.external else ":***"
+        if self.user or login:
+            login = f"{quote(self.user, safe='')}{login}@"
+        hosts = ",".join(host_port(*host) for host in self.hosts)
         vhost = "" if self.virtual_host == "/" else quote(self.virtual_host, safe="")
-        return f"{scheme}://{quote(self.user, safe='')}:***@{place}/{vhost}"
+        return f"{scheme}://{login}{hosts}/{vhost}"
+
+    def for_login(self, user: str, password: str, virtual_host: str | None) -> Address:
+        """Return the address for another user; virtual_host: None for this one's.
+
+        The client certificate stays: RabbitMQ may demand one of everybody.
+        """
+        return replace(
+            self,
+            user=user,
+            password=password,
+            external=False,
+            virtual_host=self.virtual_host if virtual_host is None else virtual_host,
+            files=replace(self.files, password_file=""),
+        )
+
+    def current_password(self) -> str:
+        """Return the password, read from its file where there is one; raises ConfigError."""
+        return self.files.password() if self.files.password_file else self.password
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """Return what TLS needs, or None without TLS; raises ConfigError for a bad cafile."""
-        return tls_context(self.cafile) if self.tls else None
+        """Return what TLS needs, or None without TLS; raises ConfigError for a bad file."""
+        return self.files.context() if self.tls else None
 
 
-def _number(options: dict[str, str], name: str, default: float, limit: float) -> float:
-    text = options.pop(name, None)
+def _own_names(options: dict[str, str]) -> dict[str, str]:
+    """Give RabbitMQ's name of a parameter ours, and refuse what would turn TLS's checks off."""
+    if "cacertfile" in options:
+        options.setdefault("cafile", options["cacertfile"])
+        del options["cacertfile"]
+    # What a server does about its clients, and so nothing here.
+    options.pop("fail_if_no_peer_cert", None)
+    if options.pop("verify", "verify_peer") != "verify_peer":
+        raise ConfigError(
+            "broker URL: verify is verify_peer, always",
+            "without it any host could read the password; name the authority with cafile",
+        )
+    return options
+
+
+def _external(options: dict[str, str], files: Files) -> bool:
+    mechanism = options.pop("auth_mechanism", "plain").lower()
+    if mechanism not in ("plain", "external"):
+        raise ConfigError("broker URL: unknown auth_mechanism", "it is plain or external")
+    if mechanism == "external" and not files.certfile:
+        raise ConfigError(
+            "broker URL: auth_mechanism=external without a certificate",
+            "amqps://HOST/?auth_mechanism=external&cafile=FILE&certfile=FILE&keyfile=FILE",
+        )
+    return mechanism == "external"
+
+
+def _server_name(options: dict[str, str], tls: bool) -> str:
+    name = options.pop("server_name_indication", "")
+    if name and not tls:
+        raise ConfigError("broker URL: server_name_indication without TLS", "use amqps://")
+    if name == "disable":
+        raise ConfigError(
+            "broker URL: server_name_indication cannot be turned off",
+            "give the name that the certificates have",
+        )
+    return name
+
+
+def _heartbeat(options: dict[str, str]) -> int:
+    text = options.pop("heartbeat", str(DEFAULT_HEARTBEAT))
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise ConfigError(f"broker URL: heartbeat={text[:32]!r}", "whole seconds, at most 65535")
+    return int(text)
+
+
+def _timeout(options: dict[str, str], default: float) -> float:
+    """Read connection_timeout: seconds, "500ms", or RabbitMQ's milliseconds.
+
+    No attempt takes 1,000 seconds and none less than a second, so a number says which it is.
+    """
+    text = options.pop("connection_timeout", None)
     if text is None:
         return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= limit or (name == "connection_timeout" and not value):
-        raise ConfigError(f"broker URL: {name}={text[:32]!r}", f"seconds, at most {limit:g}")
-    return value
+    found = _TIMEOUT.fullmatch(text)
+    number = float(found["number"]) if found else 0.0
+    in_milliseconds = found and (found["unit"] == "ms" or (not found["unit"] and number >= 1000))
+    seconds = number / 1000 if in_milliseconds else number
+    if not 0 < seconds <= _LONGEST_TIMEOUT:
+        raise ConfigError(
+            f"broker URL: connection_timeout={text[:32]!r}",
+            f'seconds, or text like "500ms" and "3s", at most {_LONGEST_TIMEOUT:g} s; numbers '
+            "from 1000 on are milliseconds, as in RabbitMQ's own URIs",
+        )
+    return seconds
+
+
+def _channel_max(options: dict[str, str]) -> int:
+    text = options.pop("channel_max", "0")
+    number = int(text) if text.isascii() and text.isdigit() else -1
+    if number and not _FEWEST_CHANNELS <= number <= 65_535:
+        raise ConfigError(
+            f"broker URL: channel_max={text[:32]!r}",
+            f"{_FEWEST_CHANNELS} to 65535, or 0 for what RabbitMQ allows",
+        )
+    return number

@@ -36,6 +36,7 @@ from ..base import (
     Owner,
     QueueSpec,
 )
+from ..files import NO_FILES, Files
 from .address import Address
 from .away import AwayQueues
 from .connection import Link
@@ -43,6 +44,7 @@ from .consumers import Consumers
 from .exchange_watch import ExchangeWatch
 from .failures import of_channel, reason
 from .feeds import EXPIRES, REBIND, Feeds
+from .hosts import Hosts
 from .ownqueue import OwnQueues
 from .pool import ConsumerPool, OnDown, OnUp
 from .publisher import MAX_UNCONFIRMED, MAX_UNCONFIRMED_BYTES, Publisher
@@ -60,7 +62,9 @@ _QUEUES_AGAIN = 15.0  # seconds between attempts to declare a configured queue w
 class RabbitBroker:
     """A RabbitMQ broker, 3.10 to 4.x.
 
-    node: this process's name in the names of its queues; random when None. cafile: see Address.
+    url: as in the configuration, or what was read from it. hosts: the order in which the address's
+    hosts are tried, shared with another broker. files: see Address.parse. node: this process's
+    name in the names of its queues; random when None.
     patience: seconds that a call waits for a broker that is away. confirm_timeout: seconds until
     a missing confirm is an unknown outcome. expires: milliseconds that a feed's queue outlives
     our connection, linger: seconds that it is kept without bindings, for the next reader.
@@ -74,10 +78,11 @@ class RabbitBroker:
 
     def __init__(
         self,
-        url: str,
+        url: str | Address,
         *,
+        hosts: Hosts | None = None,
+        files: Files = NO_FILES,
         node: str | None = None,
-        cafile: str | None = None,
         patience: float = 5.0,
         confirm_timeout: float = 30.0,
         expires: int = EXPIRES,
@@ -93,8 +98,9 @@ class RabbitBroker:
         covered: Sequence[RetainRule] = (),
     ) -> None:
         """Raises ConfigError for the URL, and for a rule that a stream cannot keep to."""
-        address = Address.parse(url, cafile=cafile)
-        self._address = address
+        address = url if isinstance(url, Address) else Address.parse(url, files=files)
+        self.address = address
+        self.hosts = Hosts(address) if hosts is None else hosts
         self.name = address.masked
         node = _UNSAFE.sub("_", node)[:64] if node else secrets.token_hex(4)
         self._grace = grace
@@ -102,7 +108,14 @@ class RabbitBroker:
 
         def connection(purpose: str, on_up: OnUp, on_down: OnDown) -> Supervisor:
             name = f"queuecast {node} {purpose}"
-            return Supervisor(address, name, on_up=on_up, on_down=on_down, last_delay=reconnect)
+            return Supervisor(
+                address,
+                name,
+                hosts=self.hosts,
+                on_up=on_up,
+                on_down=on_down,
+                last_delay=reconnect,
+            )
 
         self._consuming = connection("consuming", self._on_consuming_up, self._on_consuming_down)
         self._publishing = connection("publishing", self._on_publishing_up, lambda _why: None)
@@ -173,7 +186,7 @@ class RabbitBroker:
 
     async def check_login(self) -> None:
         """Log in once more, to see whether the broker still lets us; raises as `start`."""
-        link = await Link.open(self._address, "queuecast login")
+        link = await self.hosts.open(self.address, "queuecast login")
         await link.close()
 
     def know(self, exchanges: Sequence[ExchangeSpec], queues: Sequence[QueueSpec]) -> None:
@@ -245,8 +258,9 @@ class RabbitBroker:
                 return supervisor.status
         if self._problem:
             return self._problem
+        connected = " and ".join(dict.fromkeys(each.status for each in self._supervisors))
         blocked = self._publishing.link.blocked if self._publishing.link else None
-        return f"connected, but takes no publishes: {blocked}" if blocked else "connected"
+        return f"{connected}, but takes no publishes: {blocked}" if blocked else connected
 
     def families(self) -> list[Family]:
         """See the broker interface."""

@@ -13,19 +13,22 @@ import errno
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pika
 import pika.channel
+import pika.credentials
 import pika.exceptions
 import pika.spec
 from pika.adapters.asyncio_connection import _AsyncioIOServicesAdapter
 
 from ...errors import LimitExceeded, QueuecastError, Unavailable
+from ..url import Host
 from .address import Address
 from .deliveries import Callback, Connection, OnMessage
-from .failures import of_connect, reason
+from .failures import Untrusted, of_connect, of_hosts, reason
 from .probes import Probes
 from .pulse import QUIET, Pulse
 
@@ -204,13 +207,15 @@ class Channel:
 class Link:
     """One TCP connection to the broker.
 
-    lost: done when it is over, with the reason as its result. blocked: RabbitMQ's reason for not
-    taking publishes (connection.blocked), or None.
+    host: the one of the address's hosts that it is to. lost: done when it is over, with the reason
+    as its result. blocked: RabbitMQ's reason for not taking publishes (connection.blocked), or
+    None.
     """
 
-    def __init__(self, address: Address, purpose: str) -> None:
+    def __init__(self, address: Address, host: Host, purpose: str) -> None:
         _quieten_pika()
         self.address = address
+        self.host = host
         self._purpose = purpose
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -223,15 +228,35 @@ class Link:
 
     @classmethod
     async def open(cls, address: Address, purpose: str) -> Link:
-        """Connect and log in.
+        """Connect and log in at the first of the address's hosts that lets us.
 
         purpose: shows in the broker's list of connections. Raises Refused, NotFound (virtual
-        host), ConfigError, Unavailable.
+        host), ConfigError, Unavailable; of several hosts it names each with its reason. What one
+        host says of the login or the virtual host holds for all.
         """
-        link = cls(address, purpose)
+        login = _credentials(address)
+        context = address.ssl_context()
+        failures: list[QueuecastError] = []
+        for host in address.hosts:
+            try:
+                return await cls._open_at(address, host, purpose, login, context)
+            except (Unavailable, Untrusted) as error:
+                failures.append(error)
+        raise of_hosts(failures)
+
+    @classmethod
+    async def _open_at(
+        cls,
+        address: Address,
+        host: Host,
+        purpose: str,
+        login: Any,
+        context: ssl.SSLContext | None,
+    ) -> Link:
+        link = cls(address, host, purpose)
         try:
             async with asyncio.timeout(address.connection_timeout + 1):
-                link._start()
+                link._start(login, context)
                 await link._opened
                 link._pulse = Pulse(link)
         except QueuecastError:
@@ -239,25 +264,27 @@ class Link:
         except BaseException as error:
             link.drop(pika.exceptions.StreamLostError("dropped"))
             if isinstance(error, Exception):
-                host = f"{address.host}:{address.port}"
-                raise of_connect(error, host, address.virtual_host) from None
+                raise of_connect(error, host, address) from None
             raise
         return link
 
-    def _start(self) -> None:
+    def _start(self, login: Any, context: ssl.SSLContext | None) -> None:
         address = self.address
-        context = address.ssl_context()
+        host, port = self.host
+        options = pika.SSLOptions(context, address.server_name or host) if context else None
         parameters = pika.ConnectionParameters(
-            host=address.host,
-            port=address.port,
+            host=host,
+            port=port,
             virtual_host=address.virtual_host,
-            credentials=pika.PlainCredentials(address.user, address.password),
+            credentials=login,
             heartbeat=address.heartbeat,
             socket_timeout=address.connection_timeout,
             stack_timeout=address.connection_timeout,
-            ssl_options=pika.SSLOptions(context, address.host) if context else None,
+            ssl_options=options,
             client_properties={"product": "Queuecast", "connection_name": self._purpose},
         )
+        if address.channel_max:
+            parameters.channel_max = address.channel_max
         self._raw = Connection(
             parameters,
             on_open_callback=guarded(self._on_open),
@@ -387,6 +414,13 @@ class Link:
                 raw._terminate_stream(why)
             else:
                 raw.close()
+
+
+def _credentials(address: Address) -> Any:
+    """Return the login as pika has it, its password read now; raises ConfigError."""
+    if address.external:
+        return pika.credentials.ExternalCredentials()
+    return pika.PlainCredentials(address.user, address.current_password())
 
 
 def _copy(error: BaseException) -> BaseException:

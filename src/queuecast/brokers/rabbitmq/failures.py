@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pika.exceptions
 from pika.adapters.utils.connection_workflow import (
@@ -25,6 +25,10 @@ from ...errors import (
     Refused,
     Unavailable,
 )
+from ...hostport import host_port
+from ..files import tls_alert
+from ..url import Host
+from .address import Address
 
 # AMQP 0-9-1 section 1.1, reply codes.
 ACCESS_REFUSED = 403
@@ -154,42 +158,82 @@ def _replica_hint(text: str) -> str:
     )
 
 
-def of_connect(error: BaseException, host: str, virtual_host: str) -> QueuecastError:
-    """Return why the connection could not be opened."""
+class Untrusted(Refused):
+    """TLS failed at one host: another host may have another certificate."""
+
+
+def of_connect(error: BaseException, host: Host, address: Address) -> QueuecastError:
+    """Return why the connection to one of the address's hosts could not be opened."""
     causes = list(_causes(error))
+    at = host_port(*host)
     for cause in causes:
-        if isinstance(
-            cause,
-            pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError,
-        ) and _closed_with(cause, ACCESS_REFUSED):
-            return LoginRefused(
-                "RabbitMQ refused the login",
-                "check the user and password in the broker URL; guest may log in from the "
-                "broker's own machine only",
-            )
         if isinstance(cause, pika.exceptions.ProbableAccessDeniedError) and _closed_with(
             cause, NOT_ALLOWED
         ):
-            return _of_virtual_host(str(cause), virtual_host)
+            return _of_virtual_host(str(cause), address.virtual_host)
+        if isinstance(cause, pika.exceptions.AuthenticationError):
+            return _not_offered(at, address)
+        if isinstance(cause, pika.exceptions.ProbableAuthenticationError) and _closed_with(
+            cause, ACCESS_REFUSED
+        ):
+            return _of_login(address)
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Refused(
-                f"the certificate of {host} is not trusted: {cause.verify_message.rstrip('.')}",
+            return Untrusted(
+                f"the certificate of {at} is not trusted: {cause.verify_message.rstrip('.')}",
                 _CERTIFICATES.get(cause.verify_code, "name its authority with cafile"),
             )
+        if alert := tls_alert(str(cause)):
+            return Untrusted(f"{at} ended TLS: {alert}", address.files.certificate_hint)
         if isinstance(cause, pika.exceptions.IncompatibleProtocolError):
             return Unavailable(
-                f"{host} closed the connection before it spoke AMQP", "is that RabbitMQ's port?"
+                f"{at} closed the connection before it spoke AMQP", "is that RabbitMQ's port?"
             )
         if isinstance(cause, ConfigError):
             return cause
     for cause in causes:
         if isinstance(cause, socket.gaierror):
-            return Unavailable(f"no such host {host!r}")
+            return Unavailable(f"no such host {at!r}")
         if isinstance(cause, ConnectionRefusedError):
-            return Unavailable(f"connection refused by {host}")
-        if isinstance(cause, AMQPConnectorStackTimeout | TimeoutError):
-            return Unavailable(f"no answer from {host}")
-    return Unavailable(f"{host}: {reason(causes[-1])}")
+            return Unavailable(f"connection refused by {at}")
+        # pika aborts an AMQP handshake only for its timeout.
+        if isinstance(
+            cause,
+            AMQPConnectorStackTimeout | TimeoutError | pika.exceptions.ConnectionOpenAborted,
+        ):
+            return Unavailable(f"no answer from {at}")
+    return Unavailable(f"{at}: {reason(causes[-1])}")
+
+
+def of_hosts(failures: Sequence[QueuecastError]) -> QueuecastError:
+    """Return why none of an address's hosts let us in: each with its reason."""
+    if len(failures) == 1:
+        return failures[0]
+    made = Unavailable if any(isinstance(each, Unavailable) for each in failures) else Refused
+    hints = dict.fromkeys(each.hint for each in failures if each.hint)
+    return made("; ".join(each.text for each in failures), "; ".join(hints))
+
+
+def _of_login(address: Address) -> LoginRefused:
+    if address.external:
+        return LoginRefused(
+            "RabbitMQ refused the login by certificate",
+            "the name in the certificate has to be a user's, without a password; see "
+            "ssl_cert_login_from in RabbitMQ's configuration",
+        )
+    place = "password_file" if address.files.password_file else "the password in the broker URL"
+    return LoginRefused(
+        "RabbitMQ refused the login",
+        f"check the user and {place}; guest may log in from the broker's own machine only",
+    )
+
+
+def _not_offered(at: str, address: Address) -> LoginRefused:
+    if address.external:
+        return LoginRefused(
+            f"{at} offers no login by certificate",
+            "enable the plugin rabbitmq_auth_mechanism_ssl and add EXTERNAL to auth_mechanisms",
+        )
+    return LoginRefused(f"{at} offers no login by password", "add PLAIN to auth_mechanisms")
 
 
 def _closed_with(error: BaseException, code: int) -> bool:
@@ -197,7 +241,7 @@ def _closed_with(error: BaseException, code: int) -> bool:
 
     pika guesses from the moment: a connection that was just cut during the login looks alike.
     """
-    return f"({code})" in str(error) or isinstance(error, pika.exceptions.AuthenticationError)
+    return f"({code})" in str(error)
 
 
 def _of_virtual_host(text: str, name: str) -> QueuecastError:

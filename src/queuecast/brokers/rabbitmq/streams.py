@@ -41,6 +41,9 @@ _SETTINGS = {
     "x-stream-max-segment-size-bytes": "bytes",
 }
 _ARGUMENT = re.compile(r"inequivalent arg '([^']+)'")
+_REPLICAS = "x-initial-cluster-size"
+# Streams of which it was said that they have another number of replicas; of rules alone.
+_told: set[str] = set()
 _DOWN = "is down or inaccessible"
 
 
@@ -88,31 +91,68 @@ def stream_arguments(rule: RetainRule) -> dict[str, str | int]:
         arguments["x-max-length-bytes"] = rule.bytes
         segment = min(max(rule.bytes // _PARTS, _MIN_SEGMENT), _MAX_SEGMENT)
     arguments["x-stream-max-segment-size-bytes"] = segment
+    if rule.replicas:
+        arguments[_REPLICAS] = rule.replicas
     return arguments
 
 
 async def declare_stream(link: Link, rule: RetainRule) -> None:
     """Create a rule's stream unless it is there.
 
-    Raises Conflict when it has other arguments, naming both, Refused, Unavailable.
+    One that was created with another number of replicas is taken as it is: what it has by now
+    AMQP does not tell, and operators add and remove replicas. Raises Conflict when it has other
+    arguments, naming both, Refused, Unavailable.
     """
     name, arguments = stream_name(rule), stream_arguments(rule)
+    text = await _declare(link, name, arguments)
+    if text is not None and _argument(text) == _REPLICAS:
+        current = current_value(text)
+        if current and current.isdigit():
+            arguments[_REPLICAS] = int(current)
+        else:
+            arguments.pop(_REPLICAS, None)
+        text = await _declare(link, name, arguments)
+        if text is None and rule.replicas and name not in _told:
+            _told.add(name)
+            log.warning(
+                "the stream %r was created with %s replicas, [[retain]] %s says %d; to change an "
+                "existing stream use rabbitmq-streams add_replica and delete_replica",
+                name,
+                arguments.get(_REPLICAS, "RabbitMQ's own number of"),
+                rule.destination,
+                rule.replicas,
+            )
+    if text is not None:
+        raise _conflict(rule, name, arguments, text)
+
+
+async def _declare(link: Link, name: str, arguments: dict[str, str | int]) -> str | None:
+    """Return why RabbitMQ does not take the arguments, None when it does.
+
+    Raises Refused, Unavailable.
+    """
     try:
         async with link.probe() as channel:
             await channel.call("queue_declare", name, durable=True, arguments=arguments)
     except pika.exceptions.ChannelClosedByBroker as error:
         if error.reply_code == PRECONDITION_FAILED:
-            raise _conflict(rule, name, arguments, plain(error.reply_text)) from None
+            return plain(error.reply_text)
         raise _away(name, error) from None
     except pika.exceptions.AMQPError as error:
         raise of_channel(error) from None
+    return None
+
+
+def _argument(text: str) -> str:
+    """Return which argument a refusal is about, "" when it is about another property."""
+    found = _ARGUMENT.search(text)
+    return found[1] if found else ""
 
 
 def _conflict(
     rule: RetainRule, name: str, arguments: dict[str, str | int], text: str
 ) -> QueuecastError:
-    found = _ARGUMENT.search(text)
-    argument = found[1] if found else ""
+    argument = _argument(text)
     setting = _SETTINGS.get(argument)
     if setting is None:
         return Conflict(

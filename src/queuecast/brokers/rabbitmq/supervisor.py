@@ -9,9 +9,11 @@ import random
 from collections.abc import Awaitable, Callable
 
 from ...errors import NotFound, QueuecastError, Refused, Unavailable
+from ...hostport import host_port
 from .address import Address
 from .connection import Link
 from .failures import reason
+from .hosts import Hosts
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +37,11 @@ def delays(
 
 
 class Supervisor:
-    """One connection that comes back.
+    """One connection that comes back, to whichever of the hosts.
 
-    on_up: run with each new link before it counts as ready; if it raises, the link is closed and
-    opened anew. on_down: told when a link is lost, before the next is tried.
+    hosts: which is tried first. on_up: run with each new link before it counts as ready; if it
+    raises, the link is closed and opened anew. on_down: told when a link is lost, before the next
+    is tried.
     """
 
     def __init__(
@@ -46,11 +49,13 @@ class Supervisor:
         address: Address,
         purpose: str,
         *,
+        hosts: Hosts,
         on_up: Callable[[Link], Awaitable[None]],
         on_down: Callable[[str], None],
         last_delay: float = LAST_DELAY,
     ) -> None:
         self._address = address
+        self._hosts = hosts
         self._purpose = purpose
         self._on_up = on_up
         self._on_down = on_down
@@ -87,7 +92,7 @@ class Supervisor:
             return
         self.status = "connecting"
         try:
-            link = await Link.open(self._address, self._purpose)
+            link = await self._hosts.open(self._address, self._purpose)
             await self._bring_up(link)
         except QueuecastError as error:
             self.status = f"not connected: {error}"
@@ -101,14 +106,20 @@ class Supervisor:
         try:
             await self._on_up(link)
         except BaseException:
+            # A node that has just started, or lost its cluster, takes logins and then nothing.
+            self._hosts.failed(link.host)
             await link.close()
             raise
         if not link.is_open:
+            self._hosts.failed(link.host)
             raise Unavailable("the connection was lost while it was set up")
         self.link = link
         self.refused = None
-        self.status = "connected"
+        self.status = f"connected{self._to(link)}"
         self._up.set()
+
+    def _to(self, link: Link) -> str:
+        return f" to {host_port(*link.host)}" if self._hosts.several else ""
 
     async def _run(self, first: Link) -> None:
         link: Link | None = first
@@ -118,7 +129,9 @@ class Supervisor:
             if link is not None:
                 since = loop.time()
                 why = reason(await asyncio.shield(link.lost))
+                self._hosts.failed(link.host)
                 self._down(why)
+                why += self._to(link)
                 if loop.time() - since >= _GOOD:
                     attempt = 0
             else:
@@ -140,7 +153,7 @@ class Supervisor:
 
     async def _attempt(self) -> Link | None:
         try:
-            link = await Link.open(self._address, self._purpose)
+            link = await self._hosts.open(self._address, self._purpose)
             await self._bring_up(link)
         except QueuecastError as error:
             self.status = str(error)
@@ -152,7 +165,7 @@ class Supervisor:
             self.status = str(error)
             return None
         self.reconnects += 1
-        log.info("%s (%s): connected again", self._address.masked, self._purpose)
+        log.info("%s (%s): %s again", self._address.masked, self._purpose, self.status)
         return link
 
     def _down(self, why: str) -> None:

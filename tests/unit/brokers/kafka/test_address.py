@@ -1,9 +1,11 @@
 """kafka:// URLs: what they mean, and that what is wrong with one never shows its password."""
 
 import ssl
+from pathlib import Path
 
 import pytest
 
+from queuecast.brokers.files import Files
 from queuecast.brokers.kafka.address import Address
 from queuecast.errors import ConfigError
 
@@ -42,7 +44,7 @@ def test_tls_and_no_login() -> None:
         ("kafka://h:secret", "cannot be read"),
         ("kafka://h,,g", "cannot be read"),
         ("kafka://h/topic", "has a path"),
-        ("kafka://u:secret/x@h", "has a path"),
+        ("kafka://u:secret/x@h", "an @ behind"),
         ("kafka://u:sec#ret@h", "# in it"),
         ("kafka://u@h", "USER:PASSWORD"),
         ("kafka://:secret@h", "USER:PASSWORD"),
@@ -50,6 +52,11 @@ def test_tls_and_no_login() -> None:
         ("kafka://h?mechanism=PLAIN", "without a login"),
         ("kafka://h?group=a", "'group'"),
         ("kafka://u:secret@h?%", "the ?"),
+        ("kafka://u:secret@h?password_file=x", "password_file"),
+        ("kafka://h?password_file=x", "no user"),
+        ("kafkas://h?keyfile=x", "certfile"),
+        ("kafka://h?certfile=x", "kafkas"),
+        ("kafka://h,h:9092", "twice"),
     ],
 )
 def test_what_is_wrong_is_said_without_the_password(url: str, words: str) -> None:
@@ -61,4 +68,14 @@ def test_what_is_wrong_is_said_without_the_password(url: str, words: str) -> Non
 
 def test_cafile_needs_tls() -> None:
     with pytest.raises(ConfigError, match="kafkas://"):
-        Address.parse("kafka://h", cafile="ca.pem")
+        Address.parse("kafka://h", files=Files(cafile="ca.pem"))
+
+
+def test_a_password_from_a_file_is_read_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("one\n")
+    address = Address.parse(f"kafka://u@h?password_file={file}&mechanism=scram-sha-256")
+    assert address.options()["sasl_plain_password"] == "one"
+    file.write_text("two")
+    assert address.options()["sasl_plain_password"] == "two"
+    assert address.masked == "kafka://u:***@h:9092"

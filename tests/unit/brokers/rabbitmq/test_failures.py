@@ -5,7 +5,14 @@ from __future__ import annotations
 import pika.exceptions
 import pytest
 
-from queuecast.brokers.rabbitmq.failures import Away, of_channel, of_connect
+from queuecast.brokers.rabbitmq.address import Address
+from queuecast.brokers.rabbitmq.failures import (
+    Away,
+    Untrusted,
+    of_channel,
+    of_connect,
+    of_hosts,
+)
 from queuecast.brokers.rabbitmq.supervisor import LAST_DELAY, delays
 from queuecast.errors import (
     BadRequest,
@@ -19,6 +26,7 @@ from queuecast.errors import (
 )
 
 # How pika wraps what the broker said while the connection was opened.
+HOST = ("host", 1)
 BY_BROKER = "ConnectionClosedByBroker: ({}) '{}'"
 
 
@@ -60,7 +68,41 @@ def test_a_lost_connection_is_unavailable() -> None:
     ],
 )
 def test_failed_connects(error: BaseException, kind: type[QueuecastError]) -> None:
-    assert type(of_connect(error, "host:1", "/v")) is kind
+    assert type(of_connect(error, HOST, Address())) is kind
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("amqp://u:p@h", "the password in the broker URL"),
+        ("amqp://u@h?password_file=/f", "password_file"),
+        ("amqps://h?auth_mechanism=external&certfile=/c", "ssl_cert_login_from"),
+    ],
+)
+def test_a_refused_login_says_what_to_look_at(url: str, words: str) -> None:
+    error = pika.exceptions.ProbableAuthenticationError(BY_BROKER.format(403, "no"))
+    assert words in of_connect(error, HOST, Address.parse(url)).hint
+
+
+def test_a_mechanism_that_is_not_offered_is_named() -> None:
+    external = Address.parse("amqps://h?auth_mechanism=external&certfile=/c")
+    error = of_connect(pika.exceptions.AuthenticationError("EXTERNAL"), HOST, external)
+    assert type(error) is LoginRefused
+    assert "rabbitmq_auth_mechanism_ssl" in error.hint
+
+
+def test_several_hosts_are_told_in_one_line_each_with_its_reason() -> None:
+    away = Unavailable("connection refused by a:1")
+    untrusted = Untrusted("the certificate of b:1 is not trusted", "cafile")
+    error = of_hosts([away, untrusted, Unavailable("no answer from c:1")])
+    # One may be back in a moment.
+    assert type(error) is Unavailable
+    assert error.line() == (
+        "connection refused by a:1; the certificate of b:1 is not trusted; no answer from c:1: "
+        "cafile"
+    )
+    assert isinstance(of_hosts([untrusted, untrusted]), Refused)
+    assert of_hosts([away]) is away
 
 
 def test_delays_double_up_to_a_limit_with_jitter() -> None:
