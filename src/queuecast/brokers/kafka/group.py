@@ -22,6 +22,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 
 from ...delivery import DeliverySink
 from ...errors import QueuecastError, Refused, Unavailable
+from .client import adopt
 from .content import to_message
 from .control import Control, Topic
 from .damage import damaged_of, find_damage
@@ -220,6 +221,7 @@ class Group:
             **self._control.options,
         )
         self._consumer = consumer
+        adopt(consumer._client, self._control.nodes)
         await consumer.start()
         consumer.subscribe([self._topic], listener=_Rebalance(self))
 

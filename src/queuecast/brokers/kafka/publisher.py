@@ -34,6 +34,7 @@ from ...errors import (
 )
 from ...message import Properties
 from ..background import Background
+from .client import adopt
 from .content import Headers, to_headers
 from .control import Control
 from .failures import POISON, REJECTIONS, of_publish, of_reading, reason, unroutable
@@ -328,6 +329,7 @@ class Publisher:
             request_timeout_ms=int(self._timeout * 1000),
             **self._control.options,
         )
+        adopt(producer.client, self._control.nodes).is_missing = self._control.is_missing
         try:
             # Starting asks for a producer id for ever while no broker gives one.
             await asyncio.wait_for(producer.start(), self._timeout)
