@@ -30,6 +30,7 @@ from .client import adopt
 from .failures import invalid_name, missing, of_connecting, of_reading, reason, refused
 from .nodes import Nodes
 from .requests import READ, UNKNOWN_OPERATIONS, WRITE, CreateRequest, TopicsRequest
+from .window import Commit
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,11 @@ class Committed:
 
     offset: int | None
     metadata: str = ""
+
+    @property
+    def commit(self) -> Commit | None:
+        """What it means, None for nothing yet."""
+        return None if self.offset is None else Commit.parse(self.offset, self.metadata)
 
 
 Watch = Callable[[Topic | None], None]

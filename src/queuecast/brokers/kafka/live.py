@@ -138,7 +138,7 @@ class Live:
             for partition, offset in enumerate(feed.next)
         }
         if not places:
-            # An assignment of nothing is none to aiokafka. Without feeds the reading ends by itself.
+            # aiokafka takes no empty assignment. Without feeds the reading ends by itself.
             consumer.pause(*consumer.assignment())
             return
         consumer._client.ids = {name: feed.topic.id for name, feed in self._feeds.items()}

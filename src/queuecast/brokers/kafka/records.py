@@ -38,8 +38,8 @@ _MESSAGE_BYTES = 500  # what a message costs beside its body
 _MAX_ASSIGNED = 1000
 # Seconds that a read or a question may take.
 _ANSWER = 15.0
-# Seconds for a consumer to end. aiokafka's fetcher may overhear that it is to end, where it has just
-# got another assignment; given up, it ends.
+# Seconds for a consumer to end. aiokafka's fetcher misses a cancellation that comes while it takes
+# another assignment in; a second one, at this timeout, ends it.
 _END = 3.0
 
 
