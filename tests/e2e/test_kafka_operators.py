@@ -9,9 +9,9 @@ import pytest
 
 from queuecast.brokers.kafka import KafkaBroker
 from queuecast.destination import Destination
-from queuecast.errors import NotFound
+from queuecast.errors import Unroutable
 from queuecast.position import Start
-from tests.e2e.clients import PATIENCE, Event, EventStream, gateway, request, sse
+from tests.e2e.clients import PATIENCE, Event, EventStream, gateway, sse
 from tests.support.confluent import (
     configure,
     create,
@@ -19,6 +19,7 @@ from tests.support.confluent import (
     delete_records,
     lowest,
     produce,
+    read_through,
 )
 from tests.support.kafka import Kafka
 from tests.support.sinks import FeedList, eventually, until
@@ -51,8 +52,10 @@ async def test_a_topic_that_is_recreated_is_a_gap_on_every_feed(
         urls = [
             f"/sse/topic/{topic}?since=first",
             f"/sse/exchange/{topic}/k?since=first",
-            f"/sse?destination=/topic/{topic}&destination=/topic/{other}&since=first",
         ]
+        if partitions == 1:
+            # Several destinations are one numbering, which ends when there are more partitions.
+            urls.append(f"/sse?destination=/topic/{topic}&destination=/topic/{other}&since=first")
         streams = [await stack.enter_async_context(sse(gw.url + url)) for url in urls]
         for stream in streams:
             assert [event.data for event in await follow(stream, before)] == ["old"] * before
@@ -68,9 +71,9 @@ async def test_a_topic_that_is_recreated_is_a_gap_on_every_feed(
             assert (gap.type, gap.json["reason"]) == ("gap", why)
             assert [event.data for event in rest] == [str(n) for n in range(before + 5)]
         await eventually(lambda: gw.gateway.broker.status == "connected", "no trouble any more")
-        # A topic that nobody touched is read as before.
-        await asyncio.to_thread(produce, kafka, other, [b"other"])
-        assert (await follow(streams[2], 1))[0].data == "other"
+        if partitions == 1:  # the other topic is read as before
+            await asyncio.to_thread(produce, kafka, other, [b"other"])
+            assert (await follow(streams[-1], 1))[0].data == "other"
 
 
 async def test_a_topic_that_is_recreated_at_once_is_not_taken_for_the_old_one(
@@ -122,7 +125,7 @@ async def test_publishing_to_a_topic_that_was_deleted(kafka: Kafka) -> None:
     await broker.publish(D(f"/topic/{topic}"), b"old")
     await asyncio.to_thread(delete, kafka, topic)
     # /topic/T comes into being on use here, /amq/queue/T never does; neither waits for a timeout.
-    with pytest.raises(NotFound):
+    with pytest.raises(Unroutable):
         await broker.publish(D(f"/amq/queue/{topic}"), b"refused")
     await broker.publish(D(f"/topic/{topic}"), b"new")
     await broker.close()
@@ -131,13 +134,15 @@ async def test_publishing_to_a_topic_that_was_deleted(kafka: Kafka) -> None:
 async def test_records_deleted_before_a_reader_has_them_are_a_gap(kafka: Kafka) -> None:
     topic = await asyncio.to_thread(create, kafka, 1)
     await asyncio.to_thread(produce, kafka, topic, [b"%d" % n for n in range(10)])
-    async with gateway(broker={"url": kafka.url}, log={"linger": 0}) as gw:
+    async with gateway(broker={"url": kafka.url}) as gw:
         url = f"{gw.url}/sse/topic/{topic}"
         async with sse(f"{url}?since=first") as stream:
             assert len(await stream.data(5)) == 5
             position = stream.last_event_id
-        await eventually(lambda: not gw.gateway.hub.feeds, "no subscriber")
-        await asyncio.to_thread(delete_records, kafka, topic, 8)
+    await asyncio.to_thread(delete_records, kafka, topic, 8)
+    # Another gateway: the first has them in memory for a while.
+    async with gateway(broker={"url": kafka.url}) as gw:
+        url = f"{gw.url}/sse/topic/{topic}"
         async with sse(url, {"Last-Event-ID": position}) as stream:
             gap, *rest = await follow(stream, 3)
             assert (gap.type, gap.json["reason"]) == ("gap", "evicted")
@@ -175,16 +180,17 @@ async def test_retention_that_is_lowered_is_a_gap_for_those_behind(kafka: Kafka)
     )
     bodies = [b"%d" % n + b" " * 20_000 for n in range(120)]
     await asyncio.to_thread(produce, kafka, topic, bodies)
-    async with gateway(broker={"url": kafka.url}, log={"linger": 0}) as gw:
+    async with gateway(broker={"url": kafka.url}) as gw:
         url = f"{gw.url}/sse/topic/{topic}"
         async with sse(f"{url}?since=first") as stream:
             assert (await stream.data(1))[0].startswith("0 ")
             position = stream.last_event_id
-        await eventually(lambda: not gw.gateway.hub.feeds, "no subscriber")
-        await asyncio.to_thread(configure, kafka, topic, retention_bytes=1)
-        async with asyncio.timeout(60):
-            while not await asyncio.to_thread(lowest, kafka, topic):  # noqa: ASYNC110
-                await asyncio.sleep(0.2)
+    await asyncio.to_thread(configure, kafka, topic, retention_bytes=1)
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(lowest, kafka, topic):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+    async with gateway(broker={"url": kafka.url}) as gw:
+        url = f"{gw.url}/sse/topic/{topic}"
         async with sse(url, {"Last-Event-ID": position}) as stream:
             gap, first = await follow(stream, 2)
             assert (gap.type, gap.json["reason"]) == ("gap", "evicted")
@@ -203,26 +209,27 @@ async def test_compaction_is_no_gap(kafka: Kafka) -> None:
         delete_retention_ms=0,
     )
     await asyncio.to_thread(produce, kafka, topic, [b"%d" % n for n in range(50)], key="k")
-    async with gateway(broker={"url": kafka.url}, log={"linger": 0}) as gw:
-        url = f"{gw.url}/sse/topic/{topic}"
-        async with sse(f"{url}?since=first") as stream:
-            await stream.data(3)
-            position = stream.last_event_id
-        await eventually(lambda: not gw.gateway.hub.feeds, "no subscriber")
-        number = 50
-        async with asyncio.timeout(90):
-            while True:
-                await asyncio.to_thread(produce, kafka, topic, [b"%d" % number], key="k")
-                number += 1
-                answer = await request("GET", f"{gw.url}/poll/topic/{topic}?since=first")
-                if len(answer.json["messages"]) < 20:
-                    break
-                await asyncio.sleep(0.3)
-        async with sse(url, {"Last-Event-ID": position}) as stream:
-            events = await follow(stream, 1)
-            while events[-1].data != str(number - 1):
-                events += await follow(stream, 1)
-            assert {event.type for event in events} == {"message"}
+    async with (
+        gateway(broker={"url": kafka.url}) as gw,
+        sse(f"{gw.url}/sse/topic/{topic}?since=first") as stream,
+    ):
+        await stream.data(3)
+        position = stream.last_event_id
+    number = 50
+    async with asyncio.timeout(120):
+        while len(await asyncio.to_thread(read_through, kafka, topic)) > 20:
+            await asyncio.to_thread(produce, kafka, topic, [b"%d" % number], key="k")
+            number += 1
+            await asyncio.sleep(0.5)
+    async with (
+        gateway(broker={"url": kafka.url}) as gw,
+        sse(f"{gw.url}/sse/topic/{topic}", {"Last-Event-ID": position}) as stream,
+    ):
+        events = await follow(stream, 1)
+        while events[-1].data != str(number - 1):
+            events += await follow(stream, 1)
+        assert {event.type for event in events} == {"message"}
+        assert len(events) < 47
 
 
 async def test_a_topic_that_is_deleted_does_not_hold_up_others(kafka: Kafka) -> None:

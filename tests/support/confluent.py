@@ -178,6 +178,23 @@ def read_all(kafka: Kafka, topic: str, count: int) -> list[Any]:
         consumer.close()
 
 
+def read_through(kafka: Kafka, topic: str, partition: int = 0) -> list[Any]:
+    """Return all records that a partition has now."""
+    consumer = Consumer(_settings(kafka, **{"group.id": unique("reads")}))
+    try:
+        place = TopicPartition(topic, partition)
+        low, high = consumer.get_watermark_offsets(place, timeout=ANSWER)
+        consumer.assign([TopicPartition(topic, partition, low)])
+        records: list[Any] = []
+        while low < high:
+            found = consumer.consume(100, timeout=1)
+            records += found
+            low = records[-1].offset() + 1 if found else high
+        return records
+    finally:
+        consumer.close()
+
+
 class Publisher:
     """confluent's idempotent producer. confirmed: bodies that Kafka has, as it answered."""
 

@@ -41,6 +41,9 @@ PING = 2.0
 ANSWER = 10.0
 # A topic that the cluster creates on demand is not there at once.
 _CREATION = 4.0
+# The most between two looks while a topic is gone: no reader asks for it, so none notices that it
+# is back, and what is published to it waits.
+_GONE_PAUSE = 0.5
 # The least between two looks at the topics, however many readers ask for one.
 _LEAST_PAUSE = 0.2
 # Error and resource codes of Kafka's protocol.
@@ -205,6 +208,8 @@ class Control:
                 with contextlib.suppress(TimeoutError):
                     # At random, so that the gateways of a cluster do not all ask at once.
                     pause = self._ping * random.uniform(0.8, 1.0)
+                    if self._gone:
+                        pause = min(pause, _GONE_PAUSE)
                     await asyncio.wait_for(self._look.wait(), pause)
                 self._look.clear()
             else:
