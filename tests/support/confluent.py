@@ -36,11 +36,13 @@ def admin(kafka: Kafka) -> Any:
     return _admin.AdminClient(_settings(kafka))
 
 
-def create(kafka: Kafka, partitions: int = 1, name: str = "", **settings: str | int) -> str:
+def create(
+    kafka: Kafka, partitions: int = 1, name: str = "", replication: int = 0, **settings: str | int
+) -> str:
     """Create a topic and return its name; settings as `retention_ms=1000`."""
     name = name or unique("topic")
     config = {key.replace("_", "."): str(value) for key, value in settings.items()}
-    topic = _admin.NewTopic(name, partitions, kafka.replication, config=config)
+    topic = _admin.NewTopic(name, partitions, replication or kafka.replication, config=config)
     client = admin(kafka)  # its answers end with it
     (made,) = client.create_topics([topic], operation_timeout=ANSWER).values()
     made.result(ANSWER)
