@@ -13,7 +13,6 @@ from confluent_kafka import KafkaError, KafkaException
 from queuecast.brokers.kafka import KafkaBroker
 from queuecast.destination import Destination
 from queuecast.errors import OutcomeUnknown, PublishFailed, Unavailable
-from queuecast.position import Start
 from tests.e2e.clients import PATIENCE, gateway, get, request, sse
 from tests.support.confluent import (
     Numbers,
@@ -286,26 +285,6 @@ async def test_a_topic_that_is_made_anew_is_another_one(kafka: Kafka, partitions
             assert event.type == "gap", event
             assert event.json["reason"] == "epoch"
             assert sorted(await stream.data(9)) == [f"new-{n}" for n in range(9)]
-
-
-async def test_a_topic_that_is_made_anew_under_its_readers(kafka: Kafka) -> None:
-    topic = await asyncio.to_thread(create, kafka, 1)
-    broker = KafkaBroker(kafka.url, ping=0.2)
-    await broker.start()
-    sink = FeedList()
-    reader = await broker.open_feed(D(f"/topic/{topic}"), sink)
-    await broker.publish(D(f"/topic/{topic}"), b"old")
-    await sink.got(1)
-    await asyncio.to_thread(delete, kafka, topic)
-    # On this cluster the reader's own question for it makes it again; as an operator would.
-    await until(lambda: sink.gaps, "the gap", 60)
-    assert "made anew" in sink.gaps[0]
-    await asyncio.to_thread(produce, kafka, topic, [b"new"])
-    assert await sink.got(2) == [b"old", b"new"]
-    position = await reader.locate(Start("first"))  # type: ignore[attr-defined]
-    assert position[0].epoch != (sink.start or [])[0].epoch
-    await reader.close()
-    await broker.close()
 
 
 async def test_holes_of_transactions_are_no_gaps(kafka: Kafka) -> None:

@@ -6,10 +6,18 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka import admin as administration
 
 from tests.support.kafka import Kafka
+from tests.support.processes import wait_until
 from tests.support.servers import unique
 
 # Seconds that one question may take.
@@ -28,11 +36,13 @@ def admin(kafka: Kafka) -> Any:
     return _admin.AdminClient(_settings(kafka))
 
 
-def create(kafka: Kafka, partitions: int = 1, name: str = "", **settings: str | int) -> str:
+def create(
+    kafka: Kafka, partitions: int = 1, name: str = "", replication: int = 0, **settings: str | int
+) -> str:
     """Create a topic and return its name; settings as `retention_ms=1000`."""
     name = name or unique("topic")
     config = {key.replace("_", "."): str(value) for key, value in settings.items()}
-    topic = _admin.NewTopic(name, partitions, 1, config=config)
+    topic = _admin.NewTopic(name, partitions, replication or kafka.replication, config=config)
     client = admin(kafka)  # its answers end with it
     (made,) = client.create_topics([topic], operation_timeout=ANSWER).values()
     made.result(ANSWER)
@@ -49,6 +59,68 @@ def grow(kafka: Kafka, topic: str, partitions: int) -> None:
     client = admin(kafka)
     (grown,) = client.create_partitions([_admin.NewPartitions(topic, partitions)]).values()
     grown.result(ANSWER)
+
+
+def delete_records(kafka: Kafka, topic: str, before: int, partition: int = 0) -> None:
+    """Delete a partition's records below an offset, as kafka-delete-records does."""
+    client = admin(kafka)
+    (gone,) = client.delete_records([TopicPartition(topic, partition, before)]).values()
+    gone.result(ANSWER)
+
+
+def configure(kafka: Kafka, topic: str, **settings: str | int) -> None:
+    """Change a topic's settings, as kafka-configs does; settings as `retention_ms=1000`."""
+    entries = [
+        _admin.ConfigEntry(
+            key.replace("_", "."),
+            str(value),
+            incremental_operation=_admin.AlterConfigOpType.SET,
+        )
+        for key, value in settings.items()
+    ]
+    client = admin(kafka)
+    resource = _admin.ConfigResource(_admin.ResourceType.TOPIC, topic, incremental_configs=entries)
+    (done,) = client.incremental_alter_configs([resource]).values()
+    done.result(ANSWER)
+
+
+def set_offset(kafka: Kafka, group: str, topic: str, offset: int, partition: int = 0) -> None:
+    """Set a group's offset, as kafka-consumer-groups --reset-offsets does; waits until the group
+    has no members, without which Kafka refuses."""
+    place = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, partition, offset)])
+
+    def changed() -> bool:
+        client = admin(kafka)
+        (answer,) = client.alter_consumer_group_offsets([place]).values()
+        try:
+            found = answer.result(ANSWER)
+        except KafkaException as error:
+            if error.args[0].code() not in (
+                KafkaError.NON_EMPTY_GROUP,
+                KafkaError.UNKNOWN_MEMBER_ID,
+            ):
+                raise
+            return False
+        return all(each.error is None for each in found.topic_partitions)
+
+    wait_until(changed, what=f"a group without members: {group}")
+
+
+def delete_group(kafka: Kafka, group: str) -> None:
+    """Delete a group, once it has no members."""
+
+    def gone() -> bool:
+        client = admin(kafka)
+        (answer,) = client.delete_consumer_groups([group]).values()
+        try:
+            answer.result(ANSWER)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.NON_EMPTY_GROUP:
+                raise
+            return False
+        return True
+
+    wait_until(gone, what=f"a group without members: {group}")
 
 
 def allow(kafka: Kafka, user: str, kind: str, name: str, *operations: str) -> None:
@@ -112,6 +184,23 @@ def read_all(kafka: Kafka, topic: str, count: int) -> list[Any]:
             if not found:
                 raise TimeoutError(f"{len(records)} of {count} records of {topic}")
             records += found
+        return records
+    finally:
+        consumer.close()
+
+
+def read_through(kafka: Kafka, topic: str, partition: int = 0) -> list[Any]:
+    """Return all records that a partition has now."""
+    consumer = Consumer(_settings(kafka, **{"group.id": unique("reads")}))
+    try:
+        place = TopicPartition(topic, partition)
+        low, high = consumer.get_watermark_offsets(place, timeout=ANSWER)
+        consumer.assign([TopicPartition(topic, partition, low)])
+        records: list[Any] = []
+        while low < high:
+            found = consumer.consume(100, timeout=1)
+            records += found
+            low = records[-1].offset() + 1 if found else high
         return records
     finally:
         consumer.close()

@@ -85,14 +85,23 @@ class KafkaBroker:
 
     @property
     def ready(self) -> bool:
-        """Whether the cluster answers."""
-        return self._control.ready
+        """Whether the cluster answers, publishes included."""
+        return self._control.ready and not self._publisher.trouble
 
     @property
     def status(self) -> str:
         """What is the matter, for people."""
-        trouble = self._live.trouble or self._queues.trouble or self._live.damage
-        if self._control.ready and trouble:
+        control = self._control
+        said = (
+            self._publisher.trouble,
+            self._live.trouble,
+            self._queues.trouble,
+            self._live.damage,
+            control.nodes.trouble,
+            control.gone,
+        )
+        trouble = "; ".join(each for each in said if each)
+        if control.ready and trouble:
             return f"connected; {trouble}"
         return self._control.status
 

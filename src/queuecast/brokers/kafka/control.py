@@ -2,7 +2,7 @@
 
 Every other client of the gateway (producer, readers, group members) reconnects by itself and says
 little; this one asks for metadata all the time, and its answers decide whether the broker is
-ready. It also notices topics that grew, went, or were made anew.
+ready. It also notices topics that grew, went, or were recreated, and nodes that do not answer.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from ...errors import ConfigError, QueuecastError, Unavailable
 from ..base import TopicSpec
 from .address import Address
+from .client import ANSWER as NODE_ANSWER
+from .client import adopt
 from .failures import invalid_name, missing, of_connecting, of_reading, reason, refused
 from .following import follow_files
+from .nodes import Nodes
 from .requests import READ, UNKNOWN_OPERATIONS, WRITE, CreateRequest, TopicsRequest
+from .window import Commit
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,11 @@ PING = 2.0
 ANSWER = 10.0
 # A topic that the cluster creates on demand is not there at once.
 _CREATION = 4.0
+# The most between two looks while a topic is gone: no reader asks for it, so none notices that it
+# is back, and what is published to it waits.
+_GONE_PAUSE = 0.5
+# The least between two looks at the topics, however many readers ask for one.
+_LEAST_PAUSE = 0.2
 # Error and resource codes of Kafka's protocol.
 _LEADER_NOT_AVAILABLE, _UNKNOWN_TOPIC, _INVALID_TOPIC, _EXISTS = 5, 3, 17, 36
 _REFUSED, _CLUSTER_REFUSED = 29, 31
@@ -46,11 +55,15 @@ _BROKER = 4
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic as it is now. epoch: of its positions; another one when it was made anew."""
+    """A topic as it is now. epoch: of its positions; another one when it was recreated.
+
+    id: Kafka's own for it, b"" where the broker gives none.
+    """
 
     name: str
     epoch: str
     partitions: int
+    id: bytes = b""
     internal: bool = False
     operations: int = UNKNOWN_OPERATIONS
 
@@ -65,6 +78,11 @@ class Committed:
 
     offset: int | None
     metadata: str = ""
+
+    @property
+    def commit(self) -> Commit | None:
+        """What it means, None for nothing yet."""
+        return None if self.offset is None else Commit.parse(self.offset, self.metadata)
 
 
 Watch = Callable[[Topic | None], None]
@@ -81,6 +99,10 @@ class Control:
         self._task: asyncio.Task[None] | None = None
         self._watches: dict[str, list[Watch]] = {}
         self._known: dict[str, Topic] = {}
+        self._gone: set[str] = set()  # of the watched ones
+        self._checking: asyncio.Task[None] | None = None
+        self._look = asyncio.Event()
+        self.nodes = Nodes(self._look.set)
         self._groups: dict[str, int] = {}  # the coordinator's node, by group
         self._creates: bool | None = None
         self.ready = False
@@ -109,12 +131,14 @@ class Control:
         await self._connect()
         if self._task is None:
             self._task = asyncio.create_task(self._watch(), name="kafka control")
+            self._checking = asyncio.create_task(self._check(), name="kafka nodes")
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        for task in (self._task, self._checking):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         self._down("closed")
         await self._drop()
 
@@ -125,6 +149,7 @@ class Control:
             request_timeout_ms=int(self._answer * 1000),
             **self.options,
         )
+        adopt(client, self.nodes)
         self.follow_files(client)
         try:
             await client.bootstrap()
@@ -151,22 +176,27 @@ class Control:
         """Find out why no server let us in: aiokafka only logs it."""
         options = dict(self.options)
         options.pop("bootstrap_servers")
-        found: BaseException | None = None
-        for host, port, _ in collect_hosts(list(self._address.servers)):
+
+        async def attempt(host: str, port: int) -> BaseException | None:
             try:
                 connection = await create_conn(
                     host,
                     port,
                     client_id="queuecast",
-                    request_timeout_ms=int(self._answer * 1000),
+                    request_timeout_ms=int(NODE_ANSWER * 1000),
                     **options,
                 )
             except (TimeoutError, kafka.KafkaError, OSError) as error:
-                # What one server says of the login holds for all; being away does not.
-                if found is None or isinstance(error, kafka.KafkaError):
-                    found = error
-            else:
-                connection.close()
+                return error
+            connection.close()
+            return None
+
+        servers = [(host, port) for host, port, _ in collect_hosts(list(self._address.servers))]
+        found: BaseException | None = None
+        for error in await asyncio.gather(*(attempt(*server) for server in servers)):
+            # What one server says of the login holds for all; being away does not.
+            if found is None or isinstance(error, kafka.KafkaError):
+                found = error or found
         return found
 
     async def _drop(self) -> None:
@@ -179,11 +209,22 @@ class Control:
     def _down(self, why: str) -> None:
         self.ready = False
         self.status = why
+        self.nodes.forget()
 
     async def _watch(self) -> None:
         delay = _FIRST_RETRY
         while True:
-            await asyncio.sleep(self._ping * random.uniform(0.8, 1.0) if self.ready else delay)
+            if self.ready:
+                await asyncio.sleep(min(_LEAST_PAUSE, self._ping / 2))
+                with contextlib.suppress(TimeoutError):
+                    # At random, so that the gateways of a cluster do not all ask at once.
+                    pause = self._ping * random.uniform(0.8, 1.0)
+                    if self._gone:
+                        pause = min(pause, _GONE_PAUSE)
+                    await asyncio.wait_for(self._look.wait(), pause)
+                self._look.clear()
+            else:
+                await asyncio.sleep(delay)
             try:
                 if self._client is None:
                     await self._connect()
@@ -203,10 +244,21 @@ class Control:
                 await self._drop()
                 delay = _LAST_RETRY
 
+    async def _check(self) -> None:
+        """Ask every node whether it answers, beside the watch, which one answer is enough for."""
+        while True:
+            try:
+                client = self._client
+                if client is not None and self.ready:
+                    await self.nodes.check(client)
+            except Exception:
+                log.exception("asking the nodes of %s failed", self._address.masked)
+            await asyncio.sleep(self._ping * random.uniform(0.8, 1.0))
+
     # -- topics ---------------------------------------------------------------------------
 
     def watch(self, topic: Topic, watch: Watch) -> Callable[[], None]:
-        """Call `watch` when a topic grows, is made anew or is gone (None).
+        """Call `watch` when a topic grows, is recreated, is back, or is gone (None, each time).
 
         Returns what ends it.
         """
@@ -220,6 +272,7 @@ class Control:
             if not watches:
                 self._watches.pop(topic.name, None)
                 self._known.pop(topic.name, None)
+                self._gone.discard(topic.name)
 
         return forget
 
@@ -236,13 +289,20 @@ class Control:
             if code not in (0, _UNKNOWN_TOPIC) or name not in self._watches:
                 continue  # nothing is known of it now
             known = self._known.get(name)
-            if topic is not None:
+            if topic is None:
+                if name not in self._gone:
+                    log.warning("topic %s has been deleted", name)
+                    self._gone.add(name)
+            else:
                 self._known[name] = topic
-                if known is not None and (known.epoch, known.partitions) == (
-                    topic.epoch,
-                    topic.partitions,
+                if (
+                    known is not None
+                    and known.epoch == topic.epoch
+                    and known.partitions == topic.partitions
+                    and name not in self._gone
                 ):
                     continue
+                self._gone.discard(name)
             for watch in list(self._watches.get(name, ())):
                 try:
                     watch(topic)
@@ -321,11 +381,26 @@ class Control:
                 internal, partitions = rest
             else:
                 topic_id, internal, partitions, operations, _ = rest
-            # Without an id a topic that was made anew cannot be told: the name must do.
+            # Without an id a topic that was recreated is not recognized: the name must do.
             text = topic_id or f"{answer.cluster_id} {name}".encode()
             epoch = blake2s(text, digest_size=5).hexdigest()
-            found[name] = (Topic(name, epoch, len(partitions), internal, operations), 0)
+            found[name] = (Topic(name, epoch, len(partitions), topic_id, internal, operations), 0)
         return found
+
+    async def is_missing(self, name: str) -> bool:
+        """Return whether there is no such topic; False where nothing is known."""
+        try:
+            _, code = (await self._topics([name], create=False)).get(name, (None, _UNKNOWN_TOPIC))
+        except QueuecastError:
+            return False
+        return code == _UNKNOWN_TOPIC
+
+    @property
+    def gone(self) -> str:
+        """Say which watched topics are gone, "" if none is."""
+        named = sorted(self._gone)
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        return f"deleted: topic {', '.join(named[:3])}{more}" if named else ""
 
     # -- groups ---------------------------------------------------------------------------
 
@@ -381,11 +456,17 @@ class Control:
         if client is None:
             raise Unavailable(f"Kafka is away: {self.status}")
         error: BaseException = kafka.NodeNotReadyError("no broker answers")
-        nodes = [broker.nodeId for broker in client.cluster.brokers()]
-        random.shuffle(nodes)
-        for each in nodes if node is None else [node]:
+        if node is not None:
+            nodes = [node]
+        else:
+            nodes = [broker.nodeId for broker in client.cluster.brokers()]
+            random.shuffle(nodes)
+            nodes.sort(key=self.nodes.silent.__contains__)
+        for each in nodes:
+            # Where others can be asked as well, none of them is waited for long.
+            patience = self._answer if each == nodes[-1] else min(self._answer, NODE_ANSWER)
             try:
-                return await asyncio.wait_for(client.send(each, request), self._answer)
+                return await asyncio.wait_for(client.send(each, request), patience)
             except (TimeoutError, kafka.KafkaError, OSError) as caught:
                 error = caught
         raise Unavailable(f"Kafka could not {what}: {reason(error)}")

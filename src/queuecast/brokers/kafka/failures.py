@@ -153,6 +153,8 @@ def reason(error: BaseException) -> str:
         return f"its certificate is not to be trusted: {error.verify_message}"
     if alert := _alert(error):
         return f"it ended TLS: {alert}"
+    if isinstance(error, kafka.CommitFailedError):
+        return "the group has rebalanced meanwhile"
     text = str(error)
     # aiokafka writes "[Error 7] RequestTimedOutError: …"; the number is of no use to people.
     return text.split("] ", 1)[-1] if text.startswith("[Error ") else text or type(error).__name__

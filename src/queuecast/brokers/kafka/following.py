@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def follow_files(client: Any, address: Address) -> None:
-    """Have an AIOKafkaClient, not yet started, ask the address at each connect."""
+    """Have a client that was adopted, and not yet started, ask the address at each connect."""
     read: dict[str, property] = {}
     if address.files.password_file:
         read["_sasl_plain_password"] = property(_each_time(address.current_password))

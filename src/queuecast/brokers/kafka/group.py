@@ -2,8 +2,8 @@
 
 The member fetches what its windows (window.py) have room for and hands each record to one of the
 node's subscribers in turn. Commits follow acks within a moment. When the group rebalances, what
-is acked is committed first; a partition that comes back at once keeps its window, so that nobody
-gets anything twice for it, and of one that went elsewhere everything is forgotten.
+is acked is committed first; a partition that comes back at once keeps its window, so that no record
+is delivered twice for it. Of one that went elsewhere only what takeover.py needs is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import itertools
 import logging
 from collections import deque
 from collections.abc import Iterable
@@ -18,16 +19,19 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka import errors as kafka
+from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 from ...delivery import DeliverySink
 from ...errors import QueuecastError, Refused, Unavailable
+from .client import adopt
 from .content import to_message
 from .control import Control, Topic
 from .damage import damaged_of, find_damage
 from .failures import missing, of_reading, reason
 from .silence import Silence
 from .subscriber import Subscriber
+from .takeover import ALL, Beginning, Known, beginning, recreated
 from .window import MAX_RECORDS, Commit, Item, Window
 
 log = logging.getLogger(__name__)
@@ -46,16 +50,30 @@ _FETCH_BYTES = 8 << 20
 _LINGER = 1.0
 # Kafka gives a silent member's partitions to the others after so long.
 SESSION_TIMEOUT = 10.0
+# Seconds without a commit, though some are due, after which nothing more is handed out: the group
+# may have given this node's partitions to another, which counts what we may have handed out so far.
+_UNHEARD = 0.8 * SESSION_TIMEOUT
+# Seconds for one commit. aiokafka repeats it without end, even when the group has rebalanced and
+# the partitions are another's, whose commit it would then overwrite.
+_COMMIT = SESSION_TIMEOUT / 4
+# Seconds for which a topic may be missing before its consumers are told that it is gone: scripts
+# delete a topic and recreate it.
+GONE = 30.0
 
 
 class Group:
     """The member and its subscribers."""
 
-    def __init__(self, control: Control, topic: Topic, name: str) -> None:
+    def __init__(
+        self, control: Control, topic: Topic, name: str, owner: str, memory: dict[int, Known]
+    ) -> None:
+        """owner: this node's name in commits. memory: of the partitions it had before."""
         self.name = name
         self._control = control
         self._topic = topic.name
-        self._epoch = topic.epoch
+        self._now = topic
+        self._owner = owner
+        self._memory = memory
         self._subscribers: deque[Subscriber] = deque()
         self._windows: dict[int, Window] = {}
         # Of partitions that a rebalance has taken, until it is known where they go.
@@ -71,7 +89,10 @@ class Group:
         self._turn = _TURN
         self._idle: asyncio.TimerHandle | None = None
         self._forget = control.watch(topic, self._changed)
-        self._missing = 0
+        self._gone_since: float | None = None
+        self._unheard_since: float | None = None
+        self._moving = False  # the group rebalances: nothing is handed out
+        self._untold: dict[str, None] = {}  # gaps, in order
         self._broken: QueuecastError | None = None
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._holds = 0  # subscribers on their way in
@@ -153,6 +174,12 @@ class Group:
 
     def _hand_out(self) -> None:
         self._scheduled = False
+        if self._moving or not self._heard():
+            return  # `_take_over` and the next commit schedule it again
+        if self._untold and self._subscribers:
+            for why, each in itertools.product(self._untold, list(self._subscribers)):
+                each.gap(why)
+            self._untold.clear()
         while self._again or self._fresh:
             subscriber = self._next_with_room()
             if subscriber is None:
@@ -169,6 +196,16 @@ class Group:
                 item.holder = None
                 self.give_back((item,))
             self._dirty.set()
+
+    def _heard(self) -> bool:
+        since = self._unheard_since
+        return since is None or asyncio.get_running_loop().time() - since < _UNHEARD
+
+    def _gap(self, why: str) -> None:
+        """Have the subscribers told of a gap before their next record."""
+        if why not in self._untold:
+            log.warning("gap in group %s: %s", self.name, why)
+            self._untold[why] = None
 
     def _next_with_room(self) -> Subscriber | None:
         for _ in range(len(self._subscribers)):
@@ -196,7 +233,7 @@ class Group:
                     self._fail(meant)
                     return
                 self.trouble = f"group {self.name}: {reason(error)}"
-                log.warning("group %s, next attempt in %.1f s: %s", self.name, delay, error)
+                log.warning("group %s, next attempt in %.1f s: %s", self.name, delay, reason(error))
             except Exception:
                 log.exception("group %s failed", self.name)
                 self.trouble = f"group {self.name} failed, see the log"
@@ -221,6 +258,7 @@ class Group:
         )
         self._control.follow_files(consumer._client)
         self._consumer = consumer
+        adopt(consumer._client, self._control.nodes).ids = {self._topic: self._now.id}
         await consumer.start()
         consumer.subscribe([self._topic], listener=_Rebalance(self))
 
@@ -241,6 +279,7 @@ class Group:
             window = self._windows.get(tp.partition)
             if window is None or tp not in consumer.assignment():
                 continue
+            window = self._joined(tp, window, records[0].offset)
             for record in records:
                 item = window.add(record.offset, to_message(record, queue=True))
                 if item is not None:
@@ -250,6 +289,33 @@ class Group:
         if found:
             await asyncio.sleep(0)
         return bool(found)
+
+    def _joined(self, tp: Any, window: Window, offset: int) -> Window:
+        """Return the window that takes the next records; tells what is missing before them."""
+        client = self._consumer._client
+        if window.next > offset:
+            # aiokafka found our place behind the end, and began at the beginning.
+            self._gap(f"Kafka lost the end of partition {tp.partition}")
+            self._lose(window)
+            self._memory.pop(tp.partition, None)
+            window = self._window(tp.partition, Beginning(doubt=ALL))
+            self._windows[tp.partition] = window
+        elif 0 <= window.next < min(offset, client.log_starts.get(tp, 0)):
+            self._gap("evicted")
+        if window.end < 0:
+            window.end = self._consumer.highwater(tp) or 0
+        return window
+
+    def _window(self, partition: int, begin: Beginning) -> Window:
+        return Window(
+            partition,
+            begin.commit,
+            delivered=begin.delivered,
+            acked=begin.acked,
+            doubt=begin.doubt,
+            epoch=self._now.epoch,
+            owner=self._owner,
+        )
 
     async def _damaged(self, consumer: Any, error: kafka.CorruptRecordException) -> None:
         """Go on behind records that are damaged: nobody can have them."""
@@ -307,38 +373,43 @@ class Group:
                 self._dirty.set()
             await asyncio.sleep(_COMMIT_PAUSE)
 
-    async def _commit(self) -> bool:
-        """Commit what is due; returns whether it succeeded."""
+    async def _commit(self, *, release: bool = False) -> bool:
+        """Commit what is due; returns whether it succeeded. release: we let go of everything."""
         async with self._lock:
             consumer = self._consumer
             if consumer is None:
                 return False
             due: dict[Any, tuple[Window, Commit, int]] = {}
             for window in self._windows.values():
-                found = window.due()
+                found = window.due(release=release)
                 if found is not None:
                     due[TopicPartition(self._topic, window.partition)] = (window, *found)
             if not due:
+                self._unheard_since = None
                 return True
+            if self._unheard_since is None:
+                self._unheard_since = asyncio.get_running_loop().time()
+            offsets = {tp: (commit.offset, commit.metadata) for tp, (_, commit, _) in due.items()}
             try:
-                await consumer.commit(
-                    {tp: (commit.offset, commit.metadata) for tp, (_, commit, _) in due.items()}
-                )
+                await asyncio.wait_for(consumer.commit(offsets), _COMMIT)
             except (kafka.KafkaError, OSError, TimeoutError) as error:
                 # Of a rebalance the next assignment tells; otherwise it is tried again.
                 log.info("committing for %s: %s", self.name, reason(error))
                 return False
+            self._unheard_since = None
             for window, commit, number in due.values():
                 window.was_committed(commit, number)
             self._bound()
+            self.schedule()
             return True
 
     # -- rebalances -----------------------------------------------------------------------
 
     async def revoked(self) -> None:
-        """Commit what is acked before others may have the partitions."""
+        """Commit what is acked before others may have the partitions, and hand nothing out."""
+        self._moving = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._commit(), SESSION_TIMEOUT / 3)
+            await asyncio.wait_for(self._commit(release=True), SESSION_TIMEOUT / 2)
         self._between.update(self._windows)
         self._windows.clear()
 
@@ -357,30 +428,41 @@ class Group:
         committed = await self._control.committed(self.name, self._topic, sorted(partitions))
         for partition in partitions:
             found = committed.get(partition)
-            commit = None
-            if found is not None and found.offset is not None:
-                commit = Commit.parse(found.offset, found.metadata)
             tp = TopicPartition(self._topic, partition)
             before = self._between.pop(partition, None)
-            if before is not None and before.committed == commit and before.next >= 0:
-                self._windows[partition] = before
-                self._consumer.seek(tp, before.next)
-                continue
             if before is not None:
+                now = found.commit if found is not None else None
+                if before.next >= 0 and before.committed == now:
+                    self._windows[partition] = before
+                    self._consumer.seek(tp, before.next)
+                    continue
                 self._lose(before)
-            self._windows[partition] = Window(partition, commit)
-            if commit is not None:
-                self._consumer.seek(tp, commit.offset)
+            known = self._memory.get(partition)
+            begin = beginning(self._topic, self._now.epoch, self._owner, found, known, MAX_RECORDS)
+            if begin.gap:
+                self._gap(begin.gap)
+            self._windows[partition] = self._window(partition, begin)
+            if begin.commit is not None:
+                self._consumer.seek(tp, begin.commit.offset)
+            elif found is not None and found.offset is not None:
+                # What is committed is of another topic; aiokafka would go there.
+                assignment = self._consumer._subscription.subscription.assignment
+                assignment.state_value(tp).await_reset(OffsetResetStrategy.EARLIEST)
         for window in self._between.values():
             self._lose(window)
         self._between.clear()
+        self._moving = False
         self._bound()
-        self._dirty.set()  # acks that came meanwhile
+        self._dirty.set()  # claims, and acks that came meanwhile
         self.schedule()
 
     def _lose(self, window: Window) -> None:
-        """Forget a partition that is another node's."""
+        """Let go of a partition, and remember what may matter when it comes back."""
         window.lost = True
+        if window.next >= 0:
+            self._memory[window.partition] = Known(
+                window.epoch, window.committed, window.first, window.marked, window.acked
+            )
         for item in window.waiting():
             if isinstance(item.holder, Subscriber):
                 item.holder.drop(item)
@@ -388,13 +470,22 @@ class Group:
     # -- the end --------------------------------------------------------------------------
 
     def _changed(self, topic: Topic | None) -> None:
-        self._missing = self._missing + 1 if topic is None else 0
-        if self._missing > 1:
-            self._fail(missing(self._topic))
-        elif topic is not None and topic.epoch != self._epoch:
+        now = asyncio.get_running_loop().time()
+        if topic is None:
+            self._gone_since = now if self._gone_since is None else self._gone_since
+            if now - self._gone_since > GONE:
+                self._fail(missing(self._topic))
+            return
+        self._gone_since = None
+        grown = topic.partitions > self._now.partitions
+        if topic.epoch != self._now.epoch:
             # Its offsets are others: what is in the windows has no meaning any more.
-            self._epoch = topic.epoch
-            self._broken = Unavailable(f"the topic {topic.name} was deleted and made anew")
+            self._broken = Unavailable(recreated(self._topic))
+        elif grown and self._consumer is not None:
+            # The member that leads the group shares the new ones out when it learns of them, which
+            # aiokafka by itself asks for every five minutes.
+            self._consumer._client.force_metadata_update()
+        self._now = topic
 
     def _fail(self, error: QueuecastError) -> None:
         """End the group for all its subscribers."""
@@ -413,6 +504,8 @@ class Group:
             self._lose(window)
         self._windows.clear()
         self._between.clear()
+        self._moving = False
+        self._unheard_since = None
         if consumer is not None:
             with contextlib.suppress(kafka.KafkaError, OSError, TimeoutError):
                 await asyncio.wait_for(consumer.stop(), 10)
@@ -445,7 +538,7 @@ class Group:
                     await task
         if self._control.ready:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._commit(), 5)
+                await asyncio.wait_for(self._commit(release=True), 5)
         await self._drop()
 
 

@@ -17,7 +17,7 @@ from .control import Control, Topic
 from .damage import DAMAGED, damaged_of, find_damage
 from .failures import reason, refused
 from .names import Target
-from .records import Records, started_consumer
+from .records import Records, started_consumer, stopped
 from .silence import Silence
 from .topic import Member, TopicFeed
 
@@ -107,14 +107,21 @@ class Live:
 
     def _changed(self, name: str, topic: Topic | None) -> None:
         feed = self._feeds.get(name)
-        # A topic that is gone may come again, as an exchange may: who waits is not sent away.
-        if feed is None or topic is None:
+        if feed is None:
             return
+        if topic is None:
+            # It may be recreated, as an exchange may: its subscribers stay. Until then it is not
+            # read, because every answer would be an error, and those of other topics would wait.
+            if not feed.away:
+                feed.away = True
+                self._assign()
+            return
+        back, feed.away = feed.away, False
         if topic.epoch != feed.topic.epoch:
             feed.renew(topic)
         elif topic.partitions > len(feed.next):
             feed.widen(topic)
-        else:
+        elif not back:
             return
         self._assign()
         self._sweep(feed)
@@ -127,10 +134,14 @@ class Live:
         places = {
             TopicPartition(name, partition): offset
             for name, feed in self._feeds.items()
+            if not feed.away
             for partition, offset in enumerate(feed.next)
         }
         if not places:
-            return  # the reading ends by itself
+            # aiokafka takes no empty assignment. Without feeds the reading ends by itself.
+            consumer.pause(*consumer.assignment())
+            return
+        consumer._client.ids = {name: feed.topic.id for name, feed in self._feeds.items()}
         consumer.assign(list(places))
         for tp, offset in places.items():
             consumer.seek(tp, offset)
@@ -248,8 +259,7 @@ class Live:
     async def _drop(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with contextlib.suppress(kafka.KafkaError, OSError):
-                await consumer.stop()
+            await stopped(consumer)
 
     async def close(self) -> None:
         """Stop reading; the sinks are not called any more."""

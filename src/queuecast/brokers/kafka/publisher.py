@@ -34,6 +34,7 @@ from ...errors import (
 )
 from ...message import Properties
 from ..background import Background
+from .client import adopt
 from .content import Headers, to_headers
 from .control import Control
 from .failures import POISON, REJECTIONS, of_publish, of_reading, reason, unroutable
@@ -55,6 +56,9 @@ _MAX_GIVEN_UP = 1000
 _MAX_TRIES = 3
 # Seconds for which a producer that is replaced may go on answering.
 _RETIREMENT = 5.0
+# Seconds without any answer to waiting publishes, after which the gateway is not ready. A partition
+# that waits for its next leader is no reason while others answer.
+_SILENT = 5.0
 # The gateway has its own limit (limits.message), and topics theirs (max.message.bytes).
 _REQUEST_BYTES = 128 << 20
 _BATCH_BYTES = 64 << 10
@@ -125,7 +129,7 @@ class Publisher:
         self._pending = 0
         self._pending_bytes = 0
         self._closing = False
-        self._answered_at = 0.0
+        self._answered_at = self._waiting_since = 0.0
         self._idle = asyncio.Event()
         self._given_up = 0
         self.replaced = 0
@@ -134,6 +138,15 @@ class Publisher:
     def pending(self) -> int:
         """Records that are not acknowledged yet."""
         return self._pending
+
+    @property
+    def trouble(self) -> str:
+        """What is the matter with all publishes, "" if nothing is."""
+        if not self._pending:
+            return ""
+        since = max(self._answered_at, self._waiting_since)
+        silent = asyncio.get_running_loop().time() - since
+        return f"no answer to publishes for {silent:.0f} s" if silent > _SILENT else ""
 
     async def publish(self, destination: Destination, body: bytes, properties: Properties) -> None:
         """Publish one message; see the broker interface."""
@@ -160,6 +173,8 @@ class Publisher:
             target.create,
             loop.create_future(),
         )
+        if not self._pending:
+            self._waiting_since = loop.time()
         self._pending += 1
         self._pending_bytes += len(body)
         try:
@@ -292,7 +307,7 @@ class Publisher:
             innocent, item.alone = not item.alone, True
         if isinstance(error, (*POISON, *REJECTIONS)):
             self._replace(producer, reason(error))
-        if isinstance(error, kafka.UnknownTopicOrPartitionError):
+        if isinstance(error, (kafka.UnknownTopicOrPartitionError, kafka.InvalidTopicError)):
             self._known.pop(lane.topic, None)
         if innocent and item.tries < _MAX_TRIES and not item.done.done():
             item.tries += 1
@@ -328,6 +343,7 @@ class Publisher:
             request_timeout_ms=int(self._timeout * 1000),
             **self._control.options,
         )
+        adopt(producer.client, self._control.nodes).is_missing = self._control.is_missing
         self._control.follow_files(producer.client)
         try:
             # Starting asks for a producer id for ever while no broker gives one.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+from collections import OrderedDict
 
 from ...delivery import Consumer, DeliverySink
 from ...destination import Destination
@@ -10,6 +12,7 @@ from ...errors import LimitExceeded, Unavailable
 from .control import Control
 from .group import Group
 from .names import queue_target
+from .takeover import Known
 
 # Seconds for which an answer waits for the group: until the others have noticed a new member, or
 # that an old one is dead. After that records come when they come.
@@ -25,6 +28,9 @@ class Queues:
         self._control = control
         self._prefix = prefix
         self._groups: dict[str, Group] = {}
+        # What this node knew when it last left a group, by group and partition.
+        self._memory: OrderedDict[str, dict[int, Known]] = OrderedDict()
+        self._owner = secrets.token_hex(4)
         self._closed = False
 
     @property
@@ -49,8 +55,18 @@ class Queues:
             self._groups = {key: each for key, each in self._groups.items() if not each.ended}
             if len(self._groups) >= MAX_GROUPS:
                 raise LimitExceeded(f"{MAX_GROUPS} topics are consumed already")
-            group = self._groups[name] = Group(self._control, topic, name)
+            group = self._groups[name] = Group(
+                self._control, topic, name, self._owner, self._remembered(name)
+            )
         return await group.join(sink, prefetch, _PATIENCE)
+
+    def _remembered(self, name: str) -> dict[int, Known]:
+        """Return what a group may remember, and be remembered for."""
+        memory = self._memory.setdefault(name, {})
+        self._memory.move_to_end(name)
+        while len(self._memory) > 2 * MAX_GROUPS:  # clients choose topics
+            self._memory.popitem(last=False)
+        return memory
 
     async def close(self) -> None:
         """Commit and leave all groups."""

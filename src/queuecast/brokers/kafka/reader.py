@@ -16,6 +16,7 @@ from ...position import Mark, Start
 from ..base import Page
 from ..matching import matcher
 from .content import key_of
+from .control import Topic
 from .damage import DAMAGED, Damaged
 from .live import Live
 from .names import Target
@@ -112,10 +113,10 @@ class KafkaReader:
 
     async def _scan(self, lane: int, low: int, high: int) -> list[_Found]:
         found: list[_Found] = []
-        made, name = self._feed.topic.epoch, self._target.topic
+        made, name = self._feed.topic, self._target.topic
         while low < high:
             try:
-                run = await self._records.read(made, name, lane, low)
+                run = await self._records.read(made, lane, low)
             except OutOfRange:
                 # Retention was faster.
                 low = max(low + 1, (await self._records.begins(name, len(self._feed.next)))[lane])
@@ -135,7 +136,7 @@ class KafkaReader:
         """Return what follows a place; see brokers.base.HistoryReader."""
         feed, name = self._feed, self._target.topic
         # The topic's, for what is fetched, and the destination's, for positions.
-        made, count = feed.topic.epoch, len(feed.next)
+        made, count = feed.topic, len(feed.next)
         epoch = feed.epoch(self._target.key)
         gap = ""
         if len(after) != count or any(mark.epoch != epoch for mark in after):
@@ -176,17 +177,16 @@ class KafkaReader:
             await asyncio.sleep(0)  # a filter may skip very many
         end = all(at >= last for at, last in zip(place, feed.next, strict=True))
         marks = tuple(Mark(epoch, offset) for offset in start) if gap else None
-        if feed.topic.epoch != made:
-            # Made anew meanwhile: whoever asked asks again, and is told.
+        if feed.topic.epoch != made.epoch:
+            # Recreated meanwhile: the same question once more gets a gap.
             return Page((), tuple(after), end=True)
         return Page(messages, self._marks(place), gap, marks, end)
 
-    async def _runs(self, made: str, place: list[int], ends: list[int]) -> dict[int, Run]:
+    async def _runs(self, made: Topic, place: list[int], ends: list[int]) -> dict[int, Run]:
         """Return a run for each partition that has something; raises OutOfRange, Damaged."""
         lanes = [lane for lane, end in enumerate(ends) if place[lane] < end]
-        name = self._target.topic
         runs = await asyncio.gather(
-            *(self._records.read(made, name, lane, place[lane]) for lane in lanes)
+            *(self._records.read(made, lane, place[lane]) for lane in lanes)
         )
         return dict(zip(lanes, runs, strict=True))
 

@@ -20,8 +20,9 @@ from aiokafka import errors as kafka
 
 from ...errors import QueuecastError, Unavailable
 from ...message import Message
+from .client import adopt
 from .content import to_message
-from .control import Control
+from .control import Control, Topic
 from .damage import Damaged, damaged_of, find_damage
 from .failures import of_reading
 
@@ -37,6 +38,9 @@ _MESSAGE_BYTES = 500  # what a message costs beside its body
 _MAX_ASSIGNED = 1000
 # Seconds that a read or a question may take.
 _ANSWER = 15.0
+# Seconds for a consumer to end. aiokafka's fetcher misses a cancellation that comes while it takes
+# another assignment in; a second one, at this timeout, ends it.
+_END = 3.0
 
 
 class OutOfRange(Exception):
@@ -115,16 +119,21 @@ class Records:
 
     # -- reading --------------------------------------------------------------------------
 
-    async def read(self, epoch: str, topic: str, partition: int, offset: int) -> Run:
+    async def read(self, of: Topic, partition: int, offset: int) -> Run:
         """Return a run that has what stands at an offset; there must be something behind it.
 
         Raises OutOfRange, Damaged, Refused, Unavailable.
         """
-        place = (epoch, topic, partition)
+        topic = of.name
+        place = (of.epoch, topic, partition)
         known = self._find(place, offset)
         if known is not None:
             return known
-        await self._get()
+        consumer = await self._get()
+        ids = consumer._client.ids
+        if len(ids) > _MAX_ASSIGNED:
+            ids.clear()  # then those that are being read are fetched by name, once
+        ids[topic] = of.id
         tp = TopicPartition(topic, partition)
         wanted = self._wanted.setdefault(tp, OrderedDict())
         waiting = wanted.get(offset)
@@ -311,7 +320,7 @@ class Records:
                     waiting.exception()
         self._wanted.clear()
         if consumer is not None:
-            await consumer.stop()
+            await stopped(consumer)
 
     async def close(self) -> None:
         """Disconnect; who waits gets Unavailable."""
@@ -340,6 +349,7 @@ async def started_consumer(control: Control, **options: Any) -> Any:
         **control.options,
         **options,
     )
+    adopt(consumer._client, control.nodes)
     control.follow_files(consumer._client)
     try:
         await consumer.start()
@@ -349,3 +359,9 @@ async def started_consumer(control: Control, **options: Any) -> Any:
             raise of_reading(error, "start a reader", control.user) from None
         raise
     return consumer
+
+
+async def stopped(consumer: Any) -> None:
+    """Disconnect a consumer; returns when it has ended, or has been given up."""
+    with contextlib.suppress(TimeoutError, kafka.KafkaError, OSError):
+        await asyncio.wait_for(consumer.stop(), _END)

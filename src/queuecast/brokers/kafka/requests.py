@@ -1,6 +1,6 @@
 """Asking for topics with their ids and our permissions, which aiokafka has no request for.
 
-Metadata 12 (KIP-516) names each topic's id, which is new when a topic was deleted and made anew.
+Metadata 12 (KIP-516) names each topic's id, which is new when a topic was deleted and recreated.
 Brokers before Kafka 3.0 answer version 5 or 4, without ids.
 """
 

@@ -1,7 +1,7 @@
 """Noticing a consumer that is answered no more, though Kafka is there.
 
 The task in which aiokafka fetches may end without a word (its issue 983); who asks such a consumer
-for records finds none for ever. It has to be made anew.
+for records finds none for ever. It has to be replaced.
 """
 
 from __future__ import annotations

@@ -40,6 +40,10 @@ class Subscriber:
             # The sink has no room: it says when it takes more.
             self.suspend((self._tag,))
 
+    def gap(self, reason: str) -> None:
+        """Tell of records that are lost before the next one."""
+        self._sink.gap(reason)
+
     def drop(self, item: Item) -> None:
         """Forget a record whose partition is another node's now; its ack will be too late."""
         self._held.pop(item.tag, None)

@@ -38,6 +38,7 @@ class TopicFeed:
     def __init__(self, topic: Topic, following: Sequence[int]) -> None:
         self.topic = topic
         self.next = list(following)
+        self.away = False  # deleted, and not back yet
         self._all: dict[Member, None] = {}
         self._keyed: dict[Member, None] = {}
         self._index: TopicIndex[Member] = TopicIndex()
@@ -111,16 +112,18 @@ class TopicFeed:
             self._tell(member, member.sink.widen, self.marks(member.pattern)[-added:])
 
     def renew(self, topic: Topic) -> None:
-        """Begin with a topic that was made anew under its name: all its records are new."""
-        same = topic.partitions == len(self.next)
-        self.topic = topic
-        if same:
-            beginning = [0] * topic.partitions
-            self.gap(f"the topic {topic.name} was deleted and made anew", beginning)
-        else:
+        """Begin with a topic that was recreated under its name: all its records are new."""
+        why = f"the topic {topic.name} was deleted and recreated"
+        if topic.partitions < len(self.next):
+            # A feed cannot lose lanes. Clients that reconnect with an old position get the gap.
+            self.topic = topic
             self.next = [0] * topic.partitions
-            # The lanes are others: who comes back with an old position gets the gap then.
-            self.fail(Unavailable(f"the topic {topic.name} was deleted and made anew"))
+            self.fail(Unavailable(why))
+            return
+        self.topic = topic
+        self.gap(why, [0] * len(self.next))
+        if topic.partitions > len(self.next):
+            self.widen(topic)
 
     def fail(self, error: QueuecastError) -> None:
         """End all feeds of the topic."""

@@ -15,6 +15,13 @@ def fill(window: Window, *offsets: int) -> list[Item]:
     return [item for item in items if item is not None]
 
 
+def after(commit: Commit | None) -> Window:
+    """Return the window of a node that takes the partition over."""
+    if commit is None:
+        return Window(0, None)
+    return Window(0, commit, delivered=commit.delivered, acked=commit.acked)
+
+
 def due(window: Window) -> Commit:
     found = window.due()
     assert found is not None
@@ -40,7 +47,7 @@ def test_the_highest_contiguous_ack_is_committed() -> None:
 
 
 def test_the_next_owner_skips_what_is_acked_and_marks_what_was_delivered() -> None:
-    window = Window(0, Commit(5, 8, frozenset((6, 9))))
+    window = after(Commit(5, 8, frozenset((6, 9))))
     items = fill(window, 5, 6, 7, 8, 9, 10)
     assert [item.offset for item in items] == [5, 7, 8, 10]
     assert [item.message.redelivered for item in items] == [True, True, False, False]
@@ -50,7 +57,7 @@ def test_the_next_owner_skips_what_is_acked_and_marks_what_was_delivered() -> No
 
 
 def test_what_another_owner_acked_is_not_forgotten_before_it_is_reached() -> None:
-    window = Window(0, Commit(5, 20, frozenset((19,))))
+    window = after(Commit(5, 20, frozenset((19,))))
     (item,) = fill(window, 5)
     window.settle(item)
     assert due(window) == Commit(6, 20, frozenset((19,)))
@@ -84,9 +91,11 @@ def test_a_record_that_comes_again_is_marked_and_its_first_message_is_not_touche
     st.integers(0, 2**62),
     st.integers(0, 5000),
     st.sets(st.integers(0, 3000), max_size=200),
+    st.sampled_from(("", "a1b2c3d4")),
 )
-def test_a_commit_is_read_back(offset: int, ahead: int, acked: set[int]) -> None:
-    commit = Commit(offset, offset + ahead, frozenset(offset + each for each in acked))
+def test_a_commit_is_read_back(offset: int, ahead: int, acked: set[int], owner: str) -> None:
+    done = frozenset(offset + each for each in acked)
+    commit = Commit(offset, offset + ahead, done, "0123456789", owner)
     assert len(commit.metadata) < 4096
     assert Commit.parse(offset, commit.metadata) == commit
 
@@ -99,10 +108,43 @@ def test_acks_too_far_ahead_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     "metadata",
-    ["", "of another program", "queuecast1 x ", "queuecast1 3 !!", "queuecast1 -1 ", "a b c"],
+    [
+        "",
+        "of another program",
+        "queuecast1 x ",
+        "queuecast1 3 !!",
+        "queuecast1 -1 ",
+        "queuecast2 e o -1 ",
+        "queuecast2 e o 3 !!",
+        "queuecast2 e o 3",
+        "a b c",
+    ],
 )
 def test_metadata_of_others_is_no_harm(metadata: str) -> None:
-    assert Commit.parse(7, metadata) == Commit(7, 7)
+    assert Commit.parse(7, metadata) == Commit(7, 7, foreign=True)
+
+
+def test_a_commit_of_the_first_version_is_of_an_owner_that_did_not_let_go() -> None:
+    assert Commit.parse(7, "queuecast1 3 AQ==") == Commit(7, 10, frozenset((7,)), owner="?")
+
+
+def test_nothing_is_fetched_before_the_partition_is_claimed() -> None:
+    window = Window(0, Commit(5, 5, owner=""), delivered=5, owner="me")
+    assert window.room == 0
+    assert due(window) == Commit(5, 5, owner="me")
+    assert window.room == MAX_RECORDS
+    released = window.due(release=True)
+    assert released is not None
+    assert released[0] == Commit(5, 5)
+
+
+def test_what_an_owner_without_a_last_word_may_have_handed_out_is_marked() -> None:
+    window = Window(0, Commit(5, 6), delivered=6, doubt=2)
+    window.end = 7
+    assert [item.message.redelivered for item in fill(window, 5, 6, 7)] == [True, True, False]
+    window = Window(0, Commit(5, 5), delivered=5, doubt=2)
+    window.end = 100
+    assert [item.message.redelivered for item in fill(window, 5, 7, 8)] == [True, True, False]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -112,7 +154,7 @@ def test_any_order_of_acks_and_owners_gives_each_record_once(seed: int) -> None:
     acked: list[int] = []
     commit: Commit | None = None
     for _ in range(50):
-        window = Window(0, commit)
+        window = after(commit)
         first = commit.offset if commit else 0
         items = fill(window, *range(first, min(first + chance.randrange(1, 30), 200)))
         for item in items:
