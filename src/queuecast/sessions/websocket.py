@@ -11,6 +11,7 @@ closed with a code and a reason (disconnect.py).
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
@@ -133,7 +134,7 @@ class WebSocketSession(OrderedSession[frames.Event]):
         self.process()
 
     async def _subscribe_all(self, request: SubscribeRequest, bare: bool) -> None:
-        starts = _starts(request)
+        starts = _starts(request.shared, request.start)
         for destination in request.destinations:
             if self._commands is not None:
                 await self._commands.open(
@@ -241,24 +242,25 @@ class WebSocketSession(OrderedSession[frames.Event]):
             self.disconnect(for_error(error))
 
 
-def _starts(request: SubscribeRequest) -> dict[Destination, Start]:
+def _starts(shared: tuple[Destination, ...], start: Start) -> dict[Destination, Start]:
     """Return each shared destination's own start: a composite position is split."""
-    shared = request.shared
-    position = request.start.position
+    position = start.position
     if position is None or len(shared) == 1:
-        return dict.fromkeys(shared, request.start)
+        return dict.fromkeys(shared, start)
     parts = position.parts() if position.bounds else [Position((mark,)) for mark in position]
     if len(parts) != len(shared) and not position.bounds:
         # Some have several lanes, which are of one epoch.
         groups = groupby(position, key=lambda mark: mark.epoch)
         parts = [Position(marks) for _, marks in groups]
+    if len(parts) != len(shared) and start.otherwise is not None:
+        return _starts(shared, start.otherwise)
     if len(parts) != len(shared):
         raise BadRequest(
             f"the position is of {len(parts)} destinations, this request has {len(shared)}",
             "resume with the same list of destinations",
         )
     return {
-        destination: Start("since", position=part)
+        destination: replace(start, position=part)
         for destination, part in zip(shared, parts, strict=True)
     }
 
