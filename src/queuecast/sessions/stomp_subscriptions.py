@@ -16,11 +16,12 @@ from ..codecs.stomp_values import (
     AckMode,
     StompError,
     ack_mode,
+    boolean,
     stomp_destination,
     subscription_tag,
 )
 from ..destination import Destination, Kind
-from ..errors import BadRequest, QueuecastError
+from ..errors import BadRequest, QueuecastError, Unsupported
 from ..hub.subscription import Subscription
 from ..position import Start
 from ..queuespec import ConsumeSpec
@@ -124,6 +125,7 @@ class Subscriptions:
             raise StompError(
                 "Invalid destination", "A /temp-queue is for the 'reply-to' of a SEND\n"
             )
+        _check_filters(headers)
         mode = ack_mode(headers.get("ack"))
         arguments = consumer_arguments(headers)
         needs_queue = bool(arguments) or needs_own_queue(headers, mode)
@@ -344,6 +346,25 @@ def named_destination(
         if found is not None:
             return found, text
     return parse_destination(text), None
+
+
+def _check_filters(headers: Mapping[str, str]) -> None:
+    """Raise Unsupported for headers by which other brokers' clients leave out messages.
+
+    RabbitMQ ignores them: its clients get what they asked not to get. An empty selector leaves out
+    nothing, as JMS has it.
+    """
+    if headers.get("selector", "").strip():
+        raise Unsupported(
+            "a SUBSCRIBE with a selector: messages are not chosen by their headers here",
+            "subscribe to a narrower /topic pattern, or to a headers exchange's queue",
+        )
+    for name in ("no-local", "activemq.noLocal"):
+        if boolean(headers, name):
+            raise Unsupported(
+                f"a SUBSCRIBE with {name}:true: a subscriber gets what it sends itself, too",
+                "put a sender's name into a header of your own and compare it",
+            )
 
 
 def _prefetch(text: str | None) -> int | None:
