@@ -15,6 +15,7 @@ from ..auth.identity import ANONYMOUS, Identity
 from ..destination import Destination, path_text
 from ..errors import BadRequest, LimitExceeded
 from ..position import LIVE, Start
+from .binary import PARAMETER, parse_binary
 from .lease import parse_lease
 
 # Distinct parameters in a query; more would only cost us time.
@@ -29,8 +30,9 @@ class SubscribeRequest(msgspec.Struct, frozen=True):
     ack: whether the client settles deliveries itself. prefetch, lease (seconds): None where not
     given. session: of the poll before this one, "" for none.
     cors: header lines (name, value) that every answer must carry. in_path: the (only)
-    destination stood in the path. verdict: only the answer is wanted, no stream. wait: seconds
-    that a long poll may take, None for the gateway's own.
+    destination stood in the path. binary: bodies are bytes, whatever they are. verdict: only the
+    answer is wanted, no stream. wait: seconds that a long poll may take, None for the gateway's
+    own.
     """
 
     destinations: tuple[Destination, ...]
@@ -45,6 +47,7 @@ class SubscribeRequest(msgspec.Struct, frozen=True):
     wait: float | None = None
     lease: float | None = None
     session: str = ""
+    binary: bool = False
 
     @property
     def work(self) -> tuple[Destination, ...]:
@@ -110,6 +113,7 @@ def parse_subscribe(
         wait=_wait(one(parameters, "wait")),
         lease=lease,
         session=one(parameters, "session") or "",
+        binary=parse_binary(one(parameters, PARAMETER)),
     )
 
 

@@ -41,10 +41,15 @@ class StompConsumer(WorkSubscription):
         spec: ConsumeSpec,
         lease: float = 0.0,
         after: int = 0,
+        binary: bool = False,
     ) -> None:
         acks = mode is not AckMode.AUTO
         encoding = StompWorkEncoding(
-            id, session.framing, alias, acks=acks and session.version == "1.2"
+            id,
+            session.framing,
+            alias,
+            acks=acks and session.version == "1.2",
+            binary=session.services.binary.of(destination, always=binary),
         )
         super().__init__(
             session,

@@ -26,6 +26,7 @@ from ..hub.subscription import Subscription
 from ..position import Start
 from ..queuespec import ConsumeSpec
 from ..runtime import Promise
+from .binary import PARAMETER, parse_binary
 from .lease import parse_lease
 from .request import parse_prefetch
 from .stomp_consumer import StompConsumer
@@ -126,6 +127,7 @@ class Subscriptions:
                 "Invalid destination", "A /temp-queue is for the 'reply-to' of a SEND\n"
             )
         _check_filters(headers)
+        binary = parse_binary(headers.get(PARAMETER))
         mode = ack_mode(headers.get("ack"))
         arguments = consumer_arguments(headers)
         needs_queue = bool(arguments) or needs_own_queue(headers, mode)
@@ -137,6 +139,7 @@ class Subscriptions:
                 self._session.framing,
                 alias or stomp_destination(destination),
                 alias is not None,
+                self._session.services.binary.of(destination, always=binary),
             )
             place = _Place(tag, id, destination)
             if self._open_at_once(frame, place, encoding, start):
@@ -164,6 +167,7 @@ class Subscriptions:
                 spec=spec,
                 lease=self._lease(headers, mode, spec),
                 after=self._numbered,
+                binary=binary,
             )
             prefetch = None
             if mode is not AckMode.AUTO:

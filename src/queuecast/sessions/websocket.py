@@ -92,7 +92,8 @@ class WebSocketSession(OrderedSession[frames.Event]):
         destination = self._target
         if destination is None or request.ack or not destination.is_shared:
             return False
-        encoding = WebSocketEncoding(deflate=self.deflate)
+        binary = self.services.binary.of(destination, always=request.binary)
+        encoding = WebSocketEncoding(deflate=self.deflate, binary=binary)
         subscription = self.subscribe_at_once((destination,), encoding, request.start)
         if subscription is None:
             return False
@@ -136,6 +137,7 @@ class WebSocketSession(OrderedSession[frames.Event]):
     async def _subscribe_all(self, request: SubscribeRequest, bare: bool) -> None:
         starts = _starts(request.shared, request.start)
         for destination in request.destinations:
+            binary = self.services.binary.of(destination, always=request.binary)
             if self._commands is not None:
                 await self._commands.open(
                     destination,
@@ -143,14 +145,14 @@ class WebSocketSession(OrderedSession[frames.Event]):
                     ack=request.ack,
                     prefetch=request.prefetch,
                     lease=request.lease,
+                    binary=request.binary,
                 )
             elif destination.is_shared:
-                encoding = WebSocketEncoding(deflate=self.deflate)
+                encoding = WebSocketEncoding(deflate=self.deflate, binary=binary)
                 await self.subscribe((destination,), encoding, request.start)
             else:
-                await self.consume(
-                    destination, WebSocketEncoding(), ack=False, prefetch=request.prefetch
-                )
+                encoding = WebSocketEncoding(binary=binary)
+                await self.consume(destination, encoding, ack=False, prefetch=request.prefetch)
 
     # -- frames in ------------------------------------------------------------------------
 
