@@ -118,6 +118,14 @@ async def test_a_query_resumes(house: House, name: str) -> None:
     assert await events.next() == ("message", "1"), "the URL's own start holds"
 
 
+async def test_on_a_connection_that_was_used_before(house: House) -> None:
+    client = await house.connect(request("GET", "/healthz"))
+    assert (await client.response())[0] == 200
+    await client.send(request("GET", "/sse/topic/a", "Last-Event-ID: übergröße"))
+    assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    await told(Stream(client))
+
+
 async def test_what_the_url_asks_for_still_holds(house: House) -> None:
     for body in (b"1", b"2"):
         await house.publish("/topic/a", body)
@@ -149,6 +157,7 @@ async def test_queues_have_no_positions(house: House) -> None:
 async def test_a_poll(house: House) -> None:
     for target, header in (
         ("/poll/topic/a?wait=1", "Last-Event-ID: 42"),
+        ("/poll/topic/a?wait=1", "Last-Event-ID: übergröße"),
         ("/poll/topic/a?wait=1&lastEventId=42", "Accept: */*"),
     ):
         client = await house.connect(request("GET", target, header))
