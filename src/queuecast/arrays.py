@@ -151,3 +151,16 @@ class SlowConfig(Table, frozen=True, kw_only=True):
         Literal["catch-up", "conflate", "disconnect"],
         option("All messages later, the newest of each routing key, or the end of the connection."),
     ] = "catch-up"
+
+
+class BinaryConfig(Table, frozen=True, kw_only=True):
+    """Destinations whose messages' bodies are bytes, as with the parameter `binary=always`, even
+    where they happen to be text. A rule holds for what was published within its pattern, however
+    wide the subscription is, for all messages of a subscription within it, and for those of its
+    queue.
+    """
+
+    destination: Annotated[
+        str,
+        option("`/topic/PATTERN`, `/exchange/NAME[/PATTERN]`, `/queue/NAME` or a pattern there."),
+    ]

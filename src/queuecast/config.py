@@ -20,6 +20,7 @@ from . import options
 from .aliases import Aliases
 from .arrays import (
     AllowConfig,
+    BinaryConfig,
     BridgeConfig,
     ExchangeConfig,
     QueueConfig,
@@ -63,6 +64,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     aliases: dict[str, str] = msgspec.field(default_factory=dict)
     retain: tuple[RetainConfig, ...] = ()
     slow: tuple[SlowConfig, ...] = ()
+    binary: tuple[BinaryConfig, ...] = ()
     allow: tuple[AllowConfig, ...] = ()
 
     def rules(self) -> tuple[Rule, ...]:
@@ -123,6 +125,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             for index, each in enumerate(self.slow)
         )
 
+    def binary_rules(self) -> tuple[Destination, ...]:
+        """Return the destinations of the `[[binary]]` rules; raises ConfigError."""
+        made = []
+        for index, each in enumerate(self.binary):
+            where = f"binary[{index}].destination"
+            destination = _destination(each.destination, where)
+            if destination.kind not in (Kind.QUEUE, Kind.AMQ_QUEUE):
+                destination = _shared(each.destination, where)
+            made.append(destination)
+        return tuple(made)
+
     def check(self) -> Config:
         """Return itself if its parts agree; raises ConfigError naming the setting."""
         for each in (self.server, self.admin, self.limits):
@@ -140,6 +153,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             pass
         self.retain_rules()
         self.slow_rules()
+        self.binary_rules()
         self.server.stomp_paths().check(Aliases(self.aliases), demo=self.server.demo)
         reach = self.server.reach()
         if not self.rules() and reach and not self.server.allow_anyone:

@@ -45,6 +45,7 @@ from .server.server import Server
 from .server.siblings import Place
 from .server.throttle import Throttle
 from .sessions.acks import Acks
+from .sessions.binary import BinaryRules
 from .sessions.idempotency import IdempotencyKeys
 from .sessions.returns import Returns
 from .sessions.services import Services, SessionLimits, StompOptions
@@ -180,6 +181,7 @@ class Gateway:
             deliveries=self._deliveries,
             acks=Acks(config.server.node if self._place is None else self._place.name),
             at_once=publish_at_once_of(self.broker),
+            binary=BinaryRules(config.binary_rules()),
             returns=Returns(
                 config.limits.max_redeliveries, config.max_redeliveries(), now=runtime.now
             ),

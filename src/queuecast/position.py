@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, NamedTuple, Self
 
@@ -27,6 +27,9 @@ _TEXT = re.compile(
     rf"{_EPOCH}-{_OFFSET}(?:\.{_OFFSET}|,{_EPOCH}-{_OFFSET}|~(?:{_EPOCH}-)?{_OFFSET})*"
 )
 _MARK = re.compile(rf"([.,~]?)(?:({_EPOCH})-)?({_OFFSET})")
+# Redis streams' ids are milliseconds, a hyphen and a number. Epochs of ours are shorter than those
+# milliseconds, or have a letter.
+_LONGEST_NUMBER = 12
 _SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
@@ -150,22 +153,36 @@ class Start:
     """From where a subscription begins.
 
     live, first, the last `count`, since a `position`, or from a `time` on (Unix seconds).
+
+    foreign: the client resumes from an id that no gateway gave it, so that it has to be told of a
+    gap. otherwise: the start to take where the position is of other destinations; None: that is
+    an error.
     """
 
     kind: Literal["live", "first", "last", "since", "time"] = "live"
     count: int = 0
     position: Position | None = None
     time: float = 0.0
+    foreign: bool = False
+    otherwise: Start | None = None
 
     @classmethod
-    def parse(cls, since: str | None, last: str | None) -> Start:
-        """Read the parameters `since` and `last` (None or empty: not given).
+    def parse(cls, since: str | None, last: str | None, event_id: str | None = None) -> Start:
+        """Read the parameters `since` and `last`, and Last-Event-ID (None or empty: not given).
 
         since: "first", a position, or a time: Unix seconds, with a fraction or not, or RFC 3339.
+        event_id: a position. Any other text there is an id of another server, which the client
+        got at this URL before, and no error: an EventSource would stop for good.
 
-        Raises BadPosition; `since` wins over `last`, so that a page that asks for `last=1` and
-        reconnects with Last-Event-ID goes on where it was.
+        Raises BadPosition for `since` and `last`. Last-Event-ID wins over `since`, and `since`
+        over `last`, because an EventSource repeats its URL when it reconnects.
         """
+        if event_id:
+            asked = replace(cls.parse(since, last), foreign=True)
+            position = _own(event_id)
+            if position is None:
+                return asked
+            return cls("since", position=position, otherwise=asked)
         if since:
             if since == "first":
                 return cls("first")
@@ -183,6 +200,17 @@ class Start:
 
 
 LIVE = Start()
+
+
+def _own(text: str) -> Position | None:
+    """Return the position that an event id is, None for an id of another server."""
+    try:
+        position = Position.parse(text)
+    except BadPosition:
+        return None
+    if any(len(epoch) >= _LONGEST_NUMBER and epoch.isdigit() for epoch, _ in position):
+        return None
+    return position
 
 
 def _time(text: str) -> float | None:

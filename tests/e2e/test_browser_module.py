@@ -97,6 +97,38 @@ async def test_a_page_shows_what_comes(
 
 @pytest.mark.browser
 @pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_bodies_are_bytes_where_a_page_asks_for_it(
+    page: "Page", gw: RunningGateway, name: Name, transport: str
+) -> None:
+    raw, text = f"/topic/{name()}", f"/topic/{name()}"
+    async with TcpProxy("127.0.0.1", port_of(gw)) as proxy:
+        await show(page, f"http://127.0.0.1:{proxy.port}")
+        await page.evaluate("""() => {
+          window.shown = [];
+          window.show = (destination, options) => {
+            window.subscription = window.client.subscribe(destination, ({ body, json }) => {
+              window.shown.push([destination, typeof body, Array.from(body).join(), json()]);
+            }, options);
+          };
+        }""")
+        await page.evaluate("(transports) => window.start({ transports })", [transport])
+        for topic, options in ((raw, {"binary": "always"}), (text, {})):
+            await page.evaluate("([name, options]) => window.show(name, options)", [topic, options])
+            await wait_for(page, "window.subscription.position")
+        # Once from the beginning, and once from the positions that they had.
+        for count in (2, 4):
+            for topic in (raw, text):
+                await publish(gw, topic, "[1]")
+            await wait_for(page, f"window.shown.length === {count}")
+            proxy.cut()
+        shown = await page.evaluate("window.shown")
+        assert sorted(shown) == sorted(
+            [[raw, "object", "91,49,93", [1]], [text, "string", "[,1,]", [1]]] * 2
+        )
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_cuts_lose_and_repeat_nothing(
     page: "Page", gw: RunningGateway, name: Name, transport: str
 ) -> None:

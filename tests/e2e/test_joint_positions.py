@@ -68,7 +68,7 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await asyncio.to_thread(delete, rabbit, kept)
 
 
-async def test_is_refused_for_good(place: Place) -> None:
+async def test_since_is_refused_for_good(place: Place) -> None:
     gw, one, other = place
     both = f"{gw.url}/sse?destination={one}&destination={other}"
     async with sse(both) as stream:
@@ -78,8 +78,10 @@ async def test_is_refused_for_good(place: Place) -> None:
         second = stream.last_event_id
     assert first != second
     for position in (first, second):
+        # An EventSource would stop for good: it is told of a gap.
+        async with sse(f"{gw.url}/sse{one}", {"Last-Event-ID": position}) as stream:
+            assert (await stream.next("gap")).json["reason"] == "epoch"
         for answer in (
-            await get(f"{gw.url}/sse{one}", headers={"Last-Event-ID": position}),
             await get(f"{gw.url}/sse{one}?since={position}"),
             await get(f"{gw.url}/poll{one}?since={position}"),
         ):

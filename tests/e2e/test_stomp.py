@@ -236,6 +236,39 @@ def test_transactions(behind: Behind) -> None:
         assert listener.next("MESSAGE")[1] == "yes"
 
 
+@pytest.mark.parametrize("kind", ["tcp-1.1", "tcp-1.2", "ws-1.2"])
+def test_a_transaction_with_a_refused_member_publishes_nothing(behind: Behind, kind: str) -> None:
+    name = unique("stomp")
+    with connected(behind, kind) as (client, listener):
+        client.subscribe(f"/topic/{name}", id="1", headers={"receipt": "s"})
+        listener.next("RECEIPT")
+        first = client.begin()
+        client.send(f"/topic/{name}", "no", transaction=first)
+        client.send(f"/queue/{name}/x", "refused", transaction=first)
+        assert listener.next("ERROR")[0]["message"] == "Invalid destination"
+        client.send(f"/topic/{name}", "no", transaction=first)
+        client.commit(first, headers={"receipt": "c"})
+        headers, _ = listener.next("ERROR")
+        assert (headers["message"], headers["receipt-id"]) == ("Transaction failed", "c")
+        client.begin(first)
+        client.send(f"/topic/{name}", "yes", transaction=first)
+        client.commit(first)
+        assert listener.next("MESSAGE")[1] == "yes"
+
+
+@pytest.mark.parametrize("kind", ["tcp-1.1", "ws-1.2"])
+def test_a_selector_is_refused(behind: Behind, kind: str) -> None:
+    name = unique("stomp")
+    with connected(behind, kind) as (client, listener):
+        headers = {"selector": "size > 1", "receipt": "1"}
+        client.subscribe(f"/topic/{name}", id="1", headers=headers)
+        headers, body = listener.next("ERROR")
+        assert (headers["message"], headers["receipt-id"]) == ("Not supported", "1")
+        assert "selector" in body
+        client.subscribe(f"/topic/{name}", id="1", headers={"receipt": "2"})
+        assert listener.next("RECEIPT")[0]["receipt-id"] == "2"
+
+
 def test_errors_of_the_broker(behind: Behind) -> None:
     with connected(behind, "tcp-1.2") as (client, listener):
         client.send(f"/queue/{unique('q')}/x", "x", headers={"receipt": "1"})

@@ -178,6 +178,11 @@ def test_stomp_may_be_beside_an_alias_but_sockjs_not_above_one(tmp_path: Path) -
             ["exchange[0]", "Kafka has nothing like", "/exchange/TOPIC/PATTERN"],
         ),
         (
+            "[[binary]]\ndestination = '/temp-queue/a'",
+            ["binary[0].destination", "/topic/PATTERN"],
+        ),
+        ("[[binary]]\ndestination = 'avro'", ["binary[0].destination", "/topic/KEY"]),
+        (
             "[broker]\nurl = 'kafka://h'\n[[retain]]\ndestination = '/topic/a'\nage = '1h'",
             ["retain[0]", "Kafka has nothing like", "retention.ms"],
         ),

@@ -144,6 +144,17 @@ def test_start(since: str | None, last: str | None, start: Start) -> None:
     assert Start.parse(since, last) == start
 
 
+def test_an_event_id_is_a_position_or_foreign() -> None:
+    asked = Start("last", count=1, foreign=True)
+    position = Position([Mark("a", 7)])
+    assert Start.parse("first", None, "a-7") == Start(
+        "since", position=position, otherwise=Start("first", foreign=True)
+    )
+    for foreign in ("abc", "first", "42", "2026-01-31T12:00:00Z", "1526919030474-0", "a" * 3000):
+        assert Start.parse(None, "1", foreign) == asked
+    assert Start.parse(None, "1", "") == Start("last", count=1)
+
+
 @pytest.mark.parametrize("last", ["-1", "1.5", "x", "²", "١", "1" * 10, " 1"])
 def test_last_is_a_count(last: str) -> None:
     with pytest.raises(BadPosition, match="count") as caught:

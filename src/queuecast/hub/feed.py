@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..errors import BadPosition, QueuecastError, TooSlow
@@ -242,6 +242,17 @@ class Feed:
 
     # -- subscribers ----------------------------------------------------------------------
 
+    def understood(self, start: Start) -> Start:
+        """Return the start to take here: another one where a position given as Last-Event-ID is of
+        other destinations. Raises Unavailable."""
+        if start.otherwise is None or start.position is None:
+            return start
+        try:
+            self._aligned(start.position)
+        except BadPosition:
+            return start.otherwise
+        return start
+
     async def locate(self, start: Start) -> tuple[Start, bool]:
         """Turn a start that the log cannot answer into a `since`, asking the broker's history.
 
@@ -254,6 +265,7 @@ class Feed:
             await self.settle()
         if start.kind in ("live", "since") or all(part.pages is None for part in self.parts):
             return start, False
+        foreign, start = start.foreign, replace(start, foreign=False)
         place, short = self._search(start)
         marks, unretained = list(place.vector.marks), False
         for part in self.parts:
@@ -264,7 +276,7 @@ class Feed:
                 marks[lanes.start : lanes.stop] = await part.pages.locate(start)
             elif not part.retained or start.kind == "time":
                 unretained = True
-        return Start("since", position=Position(marks)), unretained
+        return Start("since", position=Position(marks), foreign=foreign), unretained
 
     def is_at_hand(self, start: Start) -> bool:
         """Tell whether a start is found without asking or waiting for anybody; else see `locate`.
@@ -285,6 +297,8 @@ class Feed:
         place = self.place(start)
         if unretained and place.gap is None:
             place = self._unretained(place)
+        if start.foreign:
+            place = place._replace(gap=Gap("epoch", "", str(place.vector)))
         lanes = len(place.vector.marks)
         if lanes > 1 and len(str(place.vector)) > MAX_POSITION_TEXT:
             raise BadPosition(

@@ -157,7 +157,7 @@ class Hub:
         """
         held = await self._acquire(tuple(destinations))
         try:
-            start, unretained = await held.feed.locate(start)
+            start, unretained = await held.feed.locate(held.feed.understood(start))
             if held.state != "open":  # it failed meanwhile
                 raise held.failed or Unavailable(f"{held.feed.name} was closed")
             return held.feed.subscribe(encoding, start, outlet, unretained=unretained)
@@ -179,6 +179,7 @@ class Hub:
         held = self._held.get(tuple(destinations))
         if held is None or held.state != "open" or self._closed:
             return None
+        start = held.feed.understood(start)
         if not held.feed.is_at_hand(start):
             return None
         held.idle_since = None  # polls come and go between two sweeps

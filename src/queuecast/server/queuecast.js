@@ -9,8 +9,8 @@
 /**
  * @typedef {object} Message
  * @property {string} destination where it was published
- * @property {string | Uint8Array} body text, or bytes where it is not UTF-8
- * @property {Record<string, any>} headers
+ * @property {string | Uint8Array} body text, or bytes where it is not UTF-8 or `binary` says so
+ * @property {Record<string, any>} headers bytes among them are `{base64}`
  * @property {string} [position] where it stands; messages of queues have none
  * @property {boolean} [redelivered] it came before, to this or another subscriber
  * @property {() => any} json parses the body
@@ -29,6 +29,7 @@
  * @property {number} [last] the last N messages first
  * @property {"auto" | "client"} [ack] "client": each message is settled by its ack() or nack()
  * @property {number} [prefetch] at most so many unsettled messages
+ * @property {"auto" | "always"} [binary] "always": bodies are bytes even where they are UTF-8
  * @property {(gap: Gap) => void} [gap]
  * @property {(error: QueuecastError) => void} [error] the subscription is over
  */
@@ -66,6 +67,7 @@ const OPEN_WITHIN = 8000;
 // Names for what is said often: they minify.
 const WAITING = "waiting", CONNECTING = "connecting", OPEN = "open", ENDED = "closed";
 const JSON_TYPE = "application/json";
+const scope = globalThis;
 const CLOSED = { code: ENDED, text: "the client is closed" };
 
 /** @param {any} problem */
@@ -80,7 +82,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   const {
     transports = ["websocket", "sse", "poll"], storage, retry = 500, patience = LONGEST,
   } = options;
-  const root = new URL(`${base}`.replace(/\/?$/, "/"), globalThis.document?.baseURI);
+  const root = new URL(`${base}`.replace(/\/?$/, "/"), scope.document?.baseURI);
   /** @param {string} path */
   const below = (path) => new URL(path, root);
   const page = Math.random().toString(36).slice(2);
@@ -170,8 +172,9 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   }
 
   /** How a subscription begins, or goes on. @param {Interest} interest */
-  const wish = ({ queue, at, first: { since, last, ack, prefetch } }) =>
-    queue ? { ack, prefetch } : at ? { since: at } : { since, last };
+  const wish = ({ queue, at, first: { since, last, ack, prefetch, binary } }) =>
+    // The gateway looks at `last` only where there is no `since`.
+    queue ? { ack, prefetch, binary } : { since: at || since, last, binary };
 
   /** @param {Interest | undefined} interest @param {string} [position] */
   function moved(interest, position) {
@@ -188,8 +191,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
       if (!ack) throw failure({ code: "bad_request", text: "it needs no ack" });
       if (!link?.send?.(command)) await post("ack", command);
     };
-    const data = base64 === undefined ? body
-      : Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
+    const data = body ?? Uint8Array.from(atob(base64 ?? ""), (char) => char.charCodeAt(0));
     // First who listens, then the position: a reload in between repeats and does not skip.
     for (const { on, options } of [...interest.users]) {
       try {
@@ -197,7 +199,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
         else {
           on({
             ...rest, position, body: data,
-            json: () => JSON.parse(base64 === undefined ? data : new TextDecoder().decode(data)),
+            json: () => JSON.parse(body ?? new TextDecoder().decode(data)),
             ack: () => settle({ ack }),
             nack: (requeue = true) => settle({ nack: ack, requeue }),
           });
@@ -274,7 +276,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
 
   /**
    * Run `listen` for each connection by URL that the subscriptions need: one with a position
-   * cannot share with one that has none, nor can two that begin differently.
+   * cannot share with one that has none, nor can two that begin differently or differ in `binary`.
    * @param {(group: Interest[], signal: AbortSignal) => void} listen
    */
   function byUrl(listen) {
@@ -286,7 +288,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
       /** @type {Record<string, Interest[]>} */ const groups = {};
       for (const interest of interests.values()) {
         const { queue, at } = interest;
-        (groups[at ? "" : JSON.stringify([queue, wish(interest)])] ??= []).push(interest);
+        (groups[at ? `${interest.first.binary}` : JSON.stringify([queue, wish(interest)])] ??= []).push(interest);
       }
       for (const group of Object.values(groups)) listen(group, stop.signal);
     };
@@ -311,9 +313,10 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
     const query = url.searchParams;
     query.set("envelope", "json");
     for (const { name } of group) query.append("destination", name);
-    const wishes = group[0].at ? { since: group.map(({ at }) => at).join() } : wish(group[0]);
+    const wishes = wish(group[0]);
+    if (group[0].at) wishes.since = group.map(({ at }) => at).join();
     for (const [name, value] of Object.entries(wishes)) {
-      if (value !== undefined) query.set(name, `${value}`);
+      if (value != null) query.set(name, `${value}`);
     }
     return url;
   }
@@ -399,7 +402,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
   function online() {
     if (state === WAITING) soon();
   }
-  globalThis.addEventListener?.("online", online);
+  scope.addEventListener?.("online", online);
 
   return {
     get state() { return state; },
@@ -474,7 +477,7 @@ export function connect(base = new URL(".", import.meta.url), options = {}) {
     close() {
       drop();
       clearTimeout(timer);
-      globalThis.removeEventListener?.("online", online);
+      scope.removeEventListener?.("online", online);
       interests.clear();
       for (const { settle } of publishes.values()) settle(CLOSED);
       become(ENDED);

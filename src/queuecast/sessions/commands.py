@@ -25,6 +25,7 @@ from ..errors import BadRequest, QueuecastError
 from ..hub.subscription import Subscription
 from ..position import Start
 from .acks import parse_command, settle_all
+from .binary import parse_binary
 from .encodings import WebSocketEncoding, naming
 from .envelope import error_notice
 from .lease import parse_lease
@@ -40,7 +41,7 @@ _FIELDS = {
     "publish": {"publish", "body", "base64", "headers", "id"},
     "ack": {"ack"},
     "nack": {"nack", "requeue"},
-    "subscribe": {"subscribe", "since", "last", "ack", "prefetch", "lease"},
+    "subscribe": {"subscribe", "since", "last", "ack", "prefetch", "lease", "binary"},
     "unsubscribe": {"unsubscribe"},
 }
 
@@ -66,6 +67,7 @@ class Commands:
         ack: bool,
         prefetch: int | None,
         lease: float | None = None,
+        binary: bool = False,
     ) -> Subscription | WorkSubscription:
         """Subscribe to one destination; raises what the broker raises."""
         if destination in self._named:
@@ -74,6 +76,7 @@ class Commands:
             naming(destination),
             envelope=True,
             deflate=self._session.deflate and destination.is_shared,
+            binary=self._session.services.binary.of(destination, always=binary),
         )
         subscription: Subscription | WorkSubscription
         if destination.is_shared:
@@ -188,12 +191,18 @@ class Commands:
         start = Start.parse(_text(command, "since"), _text(command, "last"))
         prefetch = parse_prefetch(_text(command, "prefetch"))
         lease = parse_lease(_text(command, "lease"))
+        binary = parse_binary(_text(command, "binary"))
 
         async def subscribe() -> None:
             session = self._session
             try:
                 subscription = await self.open(
-                    destination, start, ack=ack == "client", prefetch=prefetch, lease=lease
+                    destination,
+                    start,
+                    ack=ack == "client",
+                    prefetch=prefetch,
+                    lease=lease,
+                    binary=binary,
                 )
             except QueuecastError as error:
                 self._answer_error(error, command, "subscribe")

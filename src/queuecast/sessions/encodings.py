@@ -17,6 +17,7 @@ from ..destination import Destination
 from ..hub.log import Entry, Gap
 from ..message import Message
 from ..position import Vector
+from .binary import Binaries
 from .envelope import encode_json, gap_notice, loss_notice, message_envelope
 
 
@@ -28,9 +29,18 @@ class Naming:
     aliases: tuple[bool, ...]
 
     def envelope(
-        self, message: Message, index: int, position: str | None, ack: str | None = None
+        self,
+        message: Message,
+        index: int,
+        position: str | None,
+        ack: str | None = None,
+        *,
+        binary: bool = False,
     ) -> bytes:
-        """Return the JSON envelope of a message of the destination of that number."""
+        """Return the JSON envelope of a message of the destination of that number.
+
+        binary: the body goes as base64 whatever it is.
+        """
         return encode_json(
             message_envelope(
                 message,
@@ -38,6 +48,7 @@ class Naming:
                 alias=self.aliases[index],
                 position=position,
                 ack=ack,
+                binary=binary,
             )
         )
 
@@ -136,11 +147,12 @@ class Framed:
 class SseEncoding(Framed):
     """Server-Sent Events: the bare body or an envelope as data, the position as id.
 
-    A bare body that is not UTF-8 is base64 in an event named `binary`.
+    A bare body that is bytes is base64 in an event named `binary`. binary: see binary.py.
     """
 
     naming: Naming = UNNAMED
     envelope: bool = False
+    binary: Binaries = ()
 
     def add(
         self,
@@ -151,12 +163,13 @@ class SseEncoding(Framed):
         ack: str | None = None,
         id: str | None = None,
     ) -> None:
+        binary = is_binary(self.binary, message, index)
         if self.envelope:
-            envelope = self.naming.envelope(message, index, position, ack)
+            envelope = self.naming.envelope(message, index, position, ack, binary=binary)
             parts.append(sse.event(envelope, id=id or position))
             return
         body = message.body
-        if is_utf8(body):
+        if not binary and is_utf8(body):
             parts.append(sse.event(body, id=id or position))
         else:
             parts.append(sse.event(base64.b64encode(body), id=id or position, event="binary"))
@@ -175,13 +188,15 @@ class SseEncoding(Framed):
 class WebSocketEncoding(Framed):
     """Plain WebSocket: one frame per message, the bare body or an envelope.
 
-    A bare body that is not UTF-8 is a binary frame. A gap is an envelope either way.
+    A bare body that is bytes is a binary frame. A gap is an envelope either way.
     deflate: messages go out with permessage-deflate where it pays; it must be negotiated.
+    binary: see binary.py.
     """
 
     naming: Naming = UNNAMED
     envelope: bool = False
     deflate: bool = False
+    binary: Binaries = ()
 
     def add(
         self,
@@ -192,12 +207,13 @@ class WebSocketEncoding(Framed):
         ack: str | None = None,
         id: str | None = None,
     ) -> None:
+        binary = is_binary(self.binary, message, index)
         if self.envelope:
-            body = self.naming.envelope(message, index, position, ack)
+            body = self.naming.envelope(message, index, position, ack, binary=binary)
             opcode = TEXT
         else:
             body = message.body
-            opcode = TEXT if is_utf8(body) else BINARY
+            opcode = TEXT if not binary and is_utf8(body) else BINARY
         if self.deflate:
             opcode, body = deflate.pack(opcode, body)
         parts.append(frame_header(opcode, len(body)))
@@ -217,9 +233,10 @@ class WebSocketEncoding(Framed):
 
 @dataclass(frozen=True, slots=True)
 class PollEncoding(Framed):
-    """Long poll: JSON envelopes, each followed by a comma."""
+    """Long poll: JSON envelopes, each followed by a comma. binary: see binary.py."""
 
     naming: Naming
+    binary: Binaries = ()
 
     def add(
         self,
@@ -230,7 +247,8 @@ class PollEncoding(Framed):
         ack: str | None = None,
         id: str | None = None,
     ) -> None:
-        parts.append(self.naming.envelope(message, index, position, ack))
+        binary = is_binary(self.binary, message, index)
+        parts.append(self.naming.envelope(message, index, position, ack, binary=binary))
         parts.append(b",")
 
     def encode_gap(self, gap: Gap, position: str, index: int | None = None) -> bytes:
@@ -239,6 +257,12 @@ class PollEncoding(Framed):
 
     def encode_loss(self, reason: str, destination: str, id: str) -> bytes:
         return encode_json(loss_notice(reason, destination)) + b","
+
+
+def is_binary(binaries: Binaries, message: Message, index: int) -> bool:
+    """Return whether a message's body is bytes for the destination of that number, even if it is
+    UTF-8."""
+    return bool(binaries) and binaries[index].holds(message)
 
 
 def is_utf8(body: bytes) -> bool:

@@ -19,6 +19,8 @@ from ..message import Message, Properties
 _encoder = msgspec.json.Encoder(enc_hook=str)
 encode_json = _encoder.encode
 
+_MAX_SAFE = (1 << 53) - 1
+
 _PLAIN_HEADERS = (
     ("content-type", "content_type"),
     ("content-encoding", "content_encoding"),
@@ -43,19 +45,22 @@ def headers_of(properties: Properties) -> dict[str, Any]:
     for name, attribute in _PLAIN_HEADERS:
         value = getattr(properties, attribute)
         if value is not None:
-            headers[name] = value
+            headers[name] = value if type(value) is str else jsonable(value)
     if properties.persistent:
         headers["persistent"] = True
     return headers
 
 
 def jsonable(value: Any) -> Any:
-    """Return an AMQP header value as JSON can carry it; bytes that are no text become base64."""
+    """Return an AMQP header value as JSON can carry it.
+
+    Bytes become an object with the one key `base64`, so that no client takes base64 for text.
+    Numbers that a browser's JSON would round become text (ECMA-262, Number.MAX_SAFE_INTEGER).
+    """
     if isinstance(value, (bytes, bytearray)):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return base64.b64encode(value).decode()
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, int) and not -_MAX_SAFE <= value <= _MAX_SAFE:
+        return str(value)
     if isinstance(value, Mapping):
         return {str(name): jsonable(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -70,11 +75,13 @@ def message_envelope(
     alias: bool,
     position: str | None = None,
     ack: str | None = None,
+    binary: bool = False,
 ) -> dict[str, Any]:
     """Return a message's envelope as a mapping, ready for JSON.
 
     subscription: what the client named. alias: it named an alias, so broker names stay hidden.
-    position: of a shared destination's message. ack: the id to settle a delivery with.
+    position: of a shared destination's message. ack: the id to settle a delivery with. binary:
+    the body goes as `base64` even if it is UTF-8.
     """
     envelope: dict[str, Any] = {}
     if position is not None:
@@ -88,9 +95,12 @@ def message_envelope(
     if message.redelivered:
         envelope["redelivered"] = True
     envelope["headers"] = headers_of(message.properties)
-    try:
-        envelope["body"] = message.body.decode()
-    except UnicodeDecodeError:
+    if not binary:
+        try:
+            envelope["body"] = message.body.decode()
+        except UnicodeDecodeError:
+            binary = True
+    if binary:
         envelope["base64"] = base64.b64encode(message.body).decode()
     return envelope
 

@@ -134,9 +134,12 @@ async def poll(services: Services, request: SubscribeRequest) -> bytes:
 
 
 async def _open(session: PollSession, request: SubscribeRequest) -> None:
+    rules = session.services.binary
     if request.shared:
-        encoding = PollEncoding(naming(*request.shared))
+        binary = rules.of(*request.shared, always=request.binary)
+        encoding = PollEncoding(naming(*request.shared), binary)
         await session.subscribe(request.shared, encoding, request.start)
     for destination in request.work:
-        encoding = PollEncoding(naming(destination))
+        binary = rules.of(destination, always=request.binary)
+        encoding = PollEncoding(naming(destination), binary)
         await session.consume(destination, encoding, ack=False, prefetch=request.prefetch)

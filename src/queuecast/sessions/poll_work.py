@@ -91,7 +91,9 @@ class AckingPoll(Session):
         self.ack_name = self.services.acks.enter(self)
         lease = self.lease(request.lease, ack=True)
         for destination in request.work:
-            work = _PolledWork(self, destination, self.new_number(), lease)
+            binary = self.services.binary.of(destination, always=request.binary)
+            encoding = PollEncoding(naming(destination), binary)
+            work = _PolledWork(self, destination, encoding, self.new_number(), lease)
             await self.open_work(work, request.prefetch)
             work.flow()
 
@@ -210,9 +212,13 @@ class _PolledWork(WorkSubscription):
     __slots__ = ("_poll",)
 
     def __init__(
-        self, session: AckingPoll, destination: Destination, number: int, lease: float
+        self,
+        session: AckingPoll,
+        destination: Destination,
+        encoding: PollEncoding,
+        number: int,
+        lease: float,
     ) -> None:
-        encoding = PollEncoding(naming(destination))
         super().__init__(session, destination, encoding, number, client_acks=True, lease=lease)
         self._poll = session
 

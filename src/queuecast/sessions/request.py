@@ -5,6 +5,7 @@ The parameters mean the same on SSE, WebSocket and long poll (docs/protocols.md)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs
 
@@ -14,10 +15,12 @@ from ..auth.identity import ANONYMOUS, Identity
 from ..destination import Destination, path_text
 from ..errors import BadRequest, LimitExceeded
 from ..position import LIVE, Start
+from .binary import PARAMETER, parse_binary
 from .lease import parse_lease
 
 # Distinct parameters in a query; more would only cost us time.
 MAX_PARAMETERS = 1000
+_SEPARATORS = re.compile("[-_]")
 
 
 class SubscribeRequest(msgspec.Struct, frozen=True):
@@ -27,8 +30,9 @@ class SubscribeRequest(msgspec.Struct, frozen=True):
     ack: whether the client settles deliveries itself. prefetch, lease (seconds): None where not
     given. session: of the poll before this one, "" for none.
     cors: header lines (name, value) that every answer must carry. in_path: the (only)
-    destination stood in the path. verdict: only the answer is wanted, no stream. wait: seconds
-    that a long poll may take, None for the gateway's own.
+    destination stood in the path. binary: bodies are bytes, whatever they are. verdict: only the
+    answer is wanted, no stream. wait: seconds that a long poll may take, None for the gateway's
+    own.
     """
 
     destinations: tuple[Destination, ...]
@@ -43,6 +47,7 @@ class SubscribeRequest(msgspec.Struct, frozen=True):
     wait: float | None = None
     lease: float | None = None
     session: str = ""
+    binary: bool = False
 
     @property
     def work(self) -> tuple[Destination, ...]:
@@ -94,7 +99,9 @@ def parse_subscribe(
     return SubscribeRequest(
         destinations,
         Start.parse(
-            headers.get("last-event-id") or one(parameters, "since"), one(parameters, "last")
+            one(parameters, "since"),
+            one(parameters, "last"),
+            headers.get("last-event-id") or _event_id(parameters),
         ),
         envelope,
         ack,
@@ -106,6 +113,7 @@ def parse_subscribe(
         wait=_wait(one(parameters, "wait")),
         lease=lease,
         session=one(parameters, "session") or "",
+        binary=parse_binary(one(parameters, PARAMETER)),
     )
 
 
@@ -141,6 +149,20 @@ def parse_prefetch(text: str | None) -> int | None:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 65535:
         raise BadRequest(f"prefetch={text[:32]!r} is not a count", "give 1 to 65535")
     return int(text)
+
+
+def _event_id(parameters: Mapping[str, list[str]]) -> str | None:
+    """Return the last event id that stands in a query, None where there is none.
+
+    Clients that cannot set a header on a request put it there, each with a spelling of its own:
+    `lastEventId` (event-source-polyfill), `Last-Event-ID`, `lastEventID` … Of several the last
+    one counts: a polyfill appends to a query that may have one already.
+    """
+    found = None
+    for name, values in parameters.items():
+        if _SEPARATORS.sub("", name).lower() == "lasteventid":
+            found = values[-1] or found
+    return found
 
 
 def _wait(text: str | None) -> float | None:

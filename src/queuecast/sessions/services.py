@@ -17,6 +17,7 @@ from ..position import Start
 from ..queuespec import PLAIN, ConsumeSpec, Owner, QueueSpec
 from ..runtime import Runtime
 from .acks import Acks
+from .binary import NO_BINARY_RULES, BinaryRules
 from .counts import Counts
 from .idempotency import LOST, IdempotencyKeys
 from .returns import Returns
@@ -225,6 +226,7 @@ class Services:
     connection. deliveries: what work queues may hold, all together. acks: whose clients settle
     messages. returns: how often messages came back. counts: for people and metrics.
     at_once: `publish` where that needs no waiting, None for a broker that always waits.
+    binary: which destinations' bodies are bytes.
     """
 
     runtime: Runtime
@@ -249,6 +251,7 @@ class Services:
     drain: Drain = field(default_factory=Drain)
     counts: Counts = field(default_factory=Counts)
     at_once: PublishAtOnce | None = None
+    binary: BinaryRules = NO_BINARY_RULES
     # Long polls whose clients hold messages; at most limits.poll_sessions.
     polls: set[Session] = field(default_factory=set)
 

@@ -19,6 +19,7 @@ from ..destination import Destination
 from ..disconnect import Disconnect, for_error
 from ..errors import BadRequest, QueuecastError, Unavailable
 from .base import Session
+from .binary import BinaryRules
 from .encodings import SseEncoding, naming
 from .envelope import encode_json
 from .request import SubscribeRequest
@@ -57,7 +58,9 @@ class SseSession(Session):
         shared = request.shared
         if request.ack or request.verdict or len(shared) != len(request.destinations):
             return False
-        subscription = self.subscribe_at_once(shared, _encoding(request, shared), request.start)
+        subscription = self.subscribe_at_once(
+            shared, _encoding(self.services.binary, request, shared), request.start
+        )
         if subscription is None:
             return False
         answer = self._head(request) + self._positions() + subscription.begin()
@@ -93,12 +96,12 @@ class SseSession(Session):
 
     async def _open(self, request: SubscribeRequest) -> None:
         if request.shared:
-            encoding = _encoding(request, request.shared)
+            encoding = _encoding(self.services.binary, request, request.shared)
             await self.subscribe(request.shared, encoding, request.start)
         # A verdict takes nothing; what the broker hands over meanwhile goes back.
         prefetch = 1 if request.verdict else request.prefetch
         for destination in request.work:
-            encoding = _encoding(request, (destination,))
+            encoding = _encoding(self.services.binary, request, (destination,))
             await self.consume(
                 destination, encoding, ack=request.ack, prefetch=prefetch, lease=request.lease
             )
@@ -204,7 +207,10 @@ def _unavailable(error: BaseException) -> QueuecastError:
     return Unavailable("the subscription is not live yet: the broker does not answer")
 
 
-def _encoding(request: SubscribeRequest, destinations: tuple[Destination, ...]) -> SseEncoding:
+def _encoding(
+    rules: BinaryRules, request: SubscribeRequest, destinations: tuple[Destination, ...]
+) -> SseEncoding:
+    binary = rules.of(*destinations, always=request.binary)
     if not request.envelope:
-        return SseEncoding()
-    return SseEncoding(naming(*destinations), envelope=True)
+        return SseEncoding(binary=binary)
+    return SseEncoding(naming(*destinations), envelope=True, binary=binary)

@@ -14,11 +14,12 @@ from ..destination import Destination, Kind
 from ..errors import QueuecastError, Unroutable
 from ..message import Properties
 from ..queuespec import QueueSpec
+from .stomp_consumer import StompConsumer
 from .stomp_errors import parse_destination
 from .stomp_headers import properties_of_send
 from .stomp_queues import queue_of_send
 from .stomp_subscriptions import Subscriptions, named_destination
-from .stomp_transactions import Action, Done, Transactions
+from .stomp_transactions import Claims, Done, Member, Transactions
 
 if TYPE_CHECKING:
     from .stomp import StompSession
@@ -37,14 +38,16 @@ class Commands:
     def handle(self, frame: Frame) -> None:
         """Handle one frame; raises StompError and QueuecastError."""
         match frame.command:
-            case "SEND":
-                self._send(frame)
+            case "SEND" | "ACK" | "NACK":
+                try:
+                    self._send(frame) if frame.command == "SEND" else self._settle(frame)
+                except (StompError, QueuecastError) as error:
+                    self._refused(frame, error)
+                    raise
             case "SUBSCRIBE":
                 self._subscriptions.subscribe(frame)
             case "UNSUBSCRIBE":
                 self._subscriptions.unsubscribe(frame)
-            case "ACK" | "NACK":
-                self._settle(frame)
             case "BEGIN":
                 self._transactions.begin(_transaction(frame))
                 self._session.receipt(frame)
@@ -120,10 +123,16 @@ class Commands:
                 properties.reply_to = await self._subscriptions.open_reply_queue(reply)
             self._publish(frame, destination, properties)
         except (StompError, QueuecastError) as error:
+            self._refused(frame, error)
             session.answer_error(error, frame)
         finally:
             session.busy = False
             session.process()
+
+    def _refused(self, frame: Frame, error: StompError | QueuecastError) -> None:
+        """A frame was refused; if it is in a transaction, that has failed."""
+        if self._kept is not None and "transaction" in frame.headers:
+            self._kept.fail(frame, error)
 
     def _publish(self, frame: Frame, destination: Destination, properties: Properties) -> None:
         headers = frame.headers
@@ -147,17 +156,31 @@ class Commands:
         if name is None:
             publish(_nothing)
         else:
-            session.check_publish(destination, frame.body)
+
+            def check(claims: Claims) -> None:
+                session.check_publish(destination, frame.body)
+
+            check(Claims())
             size = len(frame.body) + sum(map(len, headers)) + sum(map(len, headers.values()))
-            self._transactions.add(name, publish, size)
+            self._transactions.add(name, Member(frame, check, publish), size)
 
     def _commit(self, frame: Frame) -> None:
-        actions = self._transactions.take(_transaction(frame))
+        transaction = self._transactions.take(_transaction(frame))
         session = self._session
-        if not actions:
+        members = transaction.members
+        why_not = transaction.why_not()
+        if why_not is not None:
+            error = StompError("Transaction failed", f"{why_not}\nNothing of it was done.\n")
+            for member in members:
+                # An ACK has had its receipt when it came.
+                if member.frame.command == "SEND" and "receipt" in member.frame.headers:
+                    session.answer_error(error, member.frame)
+            session.answer_error(error, frame)
+            return
+        if not members:
             session.receipt(frame)
             return
-        waiting, failed = len(actions), 0
+        waiting, failed = len(members), 0
 
         def done(error: StompError | QueuecastError | None) -> None:
             nonlocal waiting, failed
@@ -168,11 +191,11 @@ class Commands:
             if not failed:
                 session.receipt(frame)
             elif "receipt" in frame.headers:
-                text = f"{failed} of {len(actions)} actions failed\n"
+                text = f"The broker refused {failed} of {len(members)} actions.\n"
                 session.answer_error(StompError("Transaction failed", text), frame)
 
-        for action in actions:
-            action(done)
+        for member in members:
+            member.act(done)
 
     # -- ACK and NACK ---------------------------------------------------------------------
 
@@ -181,8 +204,10 @@ class Commands:
         if name is None:
             self._settle_now(frame)
         else:
-            action: Action = partial(self._settle_later, frame)
-            self._transactions.add(name, action, sum(map(len, frame.headers.values())))
+            member = Member(
+                frame, partial(self._check_settle, frame), partial(self._settle_later, frame)
+            )
+            self._transactions.add(name, member, sum(map(len, frame.headers.values())))
         self._session.receipt(frame)
 
     def _settle_later(self, frame: Frame, done: Done) -> None:
@@ -195,8 +220,31 @@ class Commands:
         else:
             done(None)
 
+    def _check_settle(self, frame: Frame, claims: Claims) -> None:
+        """Raise StompError where `_settle_now` would."""
+        consumer, number = self._delivery(frame)
+        if not consumer.can_settle(number, claims):
+            raise self._not_found(frame, consumer.why_not(number))
+
     def _settle_now(self, frame: Frame) -> None:
-        header = "id" if self._session.version == "1.2" else "message-id"
+        consumer, number = self._delivery(frame)
+        requeue = boolean(frame.headers, "requeue")
+        if not consumer.settle_id(
+            number, ack=frame.command == "ACK", requeue=True if requeue is None else requeue
+        ):
+            raise self._not_found(frame, consumer.why_not(number))
+
+    @property
+    def _ack_header(self) -> str:
+        return "id" if self._session.version == "1.2" else "message-id"
+
+    def _not_found(self, frame: Frame, why: str) -> StompError:
+        text = frame.headers[self._ack_header]
+        return StompError("Message not found", f"{text[:300]!r}: {why}\n")
+
+    def _delivery(self, frame: Frame) -> tuple[StompConsumer, int]:
+        """Return the consumer and the number that an ACK or NACK names; raises StompError."""
+        header = self._ack_header
         text = frame.headers.get(header)
         if text is None:
             raise StompError("Missing header", f"'{header}' is required on '{frame.command}'\n")
@@ -204,14 +252,7 @@ class Commands:
         consumer = self._subscriptions.consumer(message_id.tag)
         if consumer is None:
             raise StompError("Subscription not found", f"Message with id {text[:300]!r}\n")
-        requeue = boolean(frame.headers, "requeue")
-        if not consumer.settle_id(
-            message_id.delivery_tag,
-            ack=frame.command == "ACK",
-            requeue=True if requeue is None else requeue,
-        ):
-            why = consumer.why_not(message_id.delivery_tag)
-            raise StompError("Message not found", f"{text[:300]!r}: {why}\n")
+        return consumer, message_id.delivery_tag
 
 
 def _transaction(frame: Frame) -> str:

@@ -12,6 +12,7 @@ from ..codecs.stomp_values import AckMode, MessageId, stomp_destination
 from ..destination import Destination
 from ..queuespec import ConsumeSpec
 from .stomp_encodings import StompWorkEncoding
+from .stomp_transactions import Claims
 from .work import WorkSubscription
 
 if TYPE_CHECKING:
@@ -40,10 +41,15 @@ class StompConsumer(WorkSubscription):
         spec: ConsumeSpec,
         lease: float = 0.0,
         after: int = 0,
+        binary: bool = False,
     ) -> None:
         acks = mode is not AckMode.AUTO
         encoding = StompWorkEncoding(
-            id, session.framing, alias, acks=acks and session.version == "1.2"
+            id,
+            session.framing,
+            alias,
+            acks=acks and session.version == "1.2",
+            binary=session.services.binary.of(destination, always=binary),
         )
         super().__init__(
             session,
@@ -85,6 +91,24 @@ class StompConsumer(WorkSubscription):
         tags = [tag] if self._mode is AckMode.INDIVIDUAL else lease.up_to(tag)
         for each in tags:
             self.settle(each, ack=ack, requeue=requeue)
+        return True
+
+    def can_settle(self, number: int, claims: Claims) -> bool:
+        """Return whether `settle_id` will find a delivery once `claims` are settled.
+
+        The delivery is claimed then.
+        """
+        tag = number - self._after
+        if tag not in self._lease:
+            return self._lease.is_void(tag)
+        if self._mode is AckMode.INDIVIDUAL:
+            if (self.number, tag) in claims.single:
+                return False
+            claims.single.add((self.number, tag))
+        elif tag <= claims.reached.get(self.number, 0):
+            return False
+        else:
+            claims.reached[self.number] = tag
         return True
 
     def why_not(self, number: int) -> str:

@@ -13,7 +13,8 @@ from ..codecs.stomp_encode import encode_frame, header_lines, message_head
 from ..codecs.stomp_values import message_destination
 from ..hub.log import Gap
 from ..message import Message
-from .encodings import Framed, is_utf8
+from .binary import Binaries
+from .encodings import Framed, is_binary, is_utf8
 from .stomp_framing import Framing
 from .stomp_headers import message_headers
 
@@ -30,6 +31,7 @@ class StompEncoding(Framed):
     framing: Framing
     destination: str
     alias: bool = False
+    binary: Binaries = ()
 
     def add(
         self,
@@ -44,7 +46,7 @@ class StompEncoding(Framed):
         frame = message_frame(
             message, self.subscription, self.destination if self.alias else None, position
         )
-        parts.append(self.framing.wrap_shared(frame, text=is_utf8(message.body)))
+        parts.append(self.framing.wrap_shared(frame, text=_is_text(self.binary, message)))
 
     def encode_gap(self, gap: Gap, position: str, index: int | None = None) -> bytes:
         headers = [("destination", self.destination), ("message-id", position)]
@@ -63,6 +65,7 @@ class StompWorkEncoding:
     framing: Framing
     alias: str | None
     acks: bool
+    binary: Binaries = ()
 
     def encode_delivery(self, message: Message, ack: str | None) -> bytes:
         """See work.WorkEncoding; `ack` is the message-id, whoever acks."""
@@ -75,7 +78,7 @@ class StompWorkEncoding:
             redelivered=message.redelivered,
             ack=ack if self.acks else None,
         )
-        return self.framing.wrap(frame, text=is_utf8(message.body))
+        return self.framing.wrap(frame, text=_is_text(self.binary, message))
 
     def encode_loss(self, reason: str, destination: str, id: str) -> bytes:
         """Return a MESSAGE with headers only, as a feed's gap is told; id: its message-id."""
@@ -83,6 +86,10 @@ class StompWorkEncoding:
         if self.subscription is not None:
             headers.insert(0, ("subscription", self.subscription))
         return self.framing.wrap(encode_frame("MESSAGE", [*headers, ("gap", reason)]))
+
+
+def _is_text(binary: Binaries, message: Message) -> bool:
+    return not is_binary(binary, message, 0) and is_utf8(message.body)
 
 
 def message_frame(

@@ -16,15 +16,17 @@ from ..codecs.stomp_values import (
     AckMode,
     StompError,
     ack_mode,
+    boolean,
     stomp_destination,
     subscription_tag,
 )
 from ..destination import Destination, Kind
-from ..errors import BadRequest, QueuecastError
+from ..errors import BadRequest, QueuecastError, Unsupported
 from ..hub.subscription import Subscription
 from ..position import Start
 from ..queuespec import ConsumeSpec
 from ..runtime import Promise
+from .binary import PARAMETER, parse_binary
 from .lease import parse_lease
 from .request import parse_prefetch
 from .stomp_consumer import StompConsumer
@@ -124,6 +126,8 @@ class Subscriptions:
             raise StompError(
                 "Invalid destination", "A /temp-queue is for the 'reply-to' of a SEND\n"
             )
+        _check_filters(headers)
+        binary = parse_binary(headers.get(PARAMETER))
         mode = ack_mode(headers.get("ack"))
         arguments = consumer_arguments(headers)
         needs_queue = bool(arguments) or needs_own_queue(headers, mode)
@@ -135,6 +139,7 @@ class Subscriptions:
                 self._session.framing,
                 alias or stomp_destination(destination),
                 alias is not None,
+                self._session.services.binary.of(destination, always=binary),
             )
             place = _Place(tag, id, destination)
             if self._open_at_once(frame, place, encoding, start):
@@ -162,6 +167,7 @@ class Subscriptions:
                 spec=spec,
                 lease=self._lease(headers, mode, spec),
                 after=self._numbered,
+                binary=binary,
             )
             prefetch = None
             if mode is not AckMode.AUTO:
@@ -344,6 +350,25 @@ def named_destination(
         if found is not None:
             return found, text
     return parse_destination(text), None
+
+
+def _check_filters(headers: Mapping[str, str]) -> None:
+    """Raise Unsupported for headers by which other brokers' clients leave out messages.
+
+    RabbitMQ ignores them: its clients get what they asked not to get. An empty selector leaves out
+    nothing, as JMS has it.
+    """
+    if headers.get("selector", "").strip():
+        raise Unsupported(
+            "a SUBSCRIBE with a selector: messages are not chosen by their headers here",
+            "subscribe to a narrower /topic pattern, or to a headers exchange's queue",
+        )
+    for name in ("no-local", "activemq.noLocal"):
+        if boolean(headers, name):
+            raise Unsupported(
+                f"a SUBSCRIBE with {name}:true: a subscriber gets what it sends itself, too",
+                "put a sender's name into a header of your own and compare it",
+            )
 
 
 def _prefetch(text: str | None) -> int | None:

@@ -11,6 +11,7 @@ closed with a code and a reason (disconnect.py).
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
@@ -91,7 +92,8 @@ class WebSocketSession(OrderedSession[frames.Event]):
         destination = self._target
         if destination is None or request.ack or not destination.is_shared:
             return False
-        encoding = WebSocketEncoding(deflate=self.deflate)
+        binary = self.services.binary.of(destination, always=request.binary)
+        encoding = WebSocketEncoding(deflate=self.deflate, binary=binary)
         subscription = self.subscribe_at_once((destination,), encoding, request.start)
         if subscription is None:
             return False
@@ -133,8 +135,9 @@ class WebSocketSession(OrderedSession[frames.Event]):
         self.process()
 
     async def _subscribe_all(self, request: SubscribeRequest, bare: bool) -> None:
-        starts = _starts(request)
+        starts = _starts(request.shared, request.start)
         for destination in request.destinations:
+            binary = self.services.binary.of(destination, always=request.binary)
             if self._commands is not None:
                 await self._commands.open(
                     destination,
@@ -142,14 +145,14 @@ class WebSocketSession(OrderedSession[frames.Event]):
                     ack=request.ack,
                     prefetch=request.prefetch,
                     lease=request.lease,
+                    binary=request.binary,
                 )
             elif destination.is_shared:
-                encoding = WebSocketEncoding(deflate=self.deflate)
+                encoding = WebSocketEncoding(deflate=self.deflate, binary=binary)
                 await self.subscribe((destination,), encoding, request.start)
             else:
-                await self.consume(
-                    destination, WebSocketEncoding(), ack=False, prefetch=request.prefetch
-                )
+                encoding = WebSocketEncoding(binary=binary)
+                await self.consume(destination, encoding, ack=False, prefetch=request.prefetch)
 
     # -- frames in ------------------------------------------------------------------------
 
@@ -241,24 +244,25 @@ class WebSocketSession(OrderedSession[frames.Event]):
             self.disconnect(for_error(error))
 
 
-def _starts(request: SubscribeRequest) -> dict[Destination, Start]:
+def _starts(shared: tuple[Destination, ...], start: Start) -> dict[Destination, Start]:
     """Return each shared destination's own start: a composite position is split."""
-    shared = request.shared
-    position = request.start.position
+    position = start.position
     if position is None or len(shared) == 1:
-        return dict.fromkeys(shared, request.start)
+        return dict.fromkeys(shared, start)
     parts = position.parts() if position.bounds else [Position((mark,)) for mark in position]
     if len(parts) != len(shared) and not position.bounds:
         # Some have several lanes, which are of one epoch.
         groups = groupby(position, key=lambda mark: mark.epoch)
         parts = [Position(marks) for _, marks in groups]
+    if len(parts) != len(shared) and start.otherwise is not None:
+        return _starts(shared, start.otherwise)
     if len(parts) != len(shared):
         raise BadRequest(
             f"the position is of {len(parts)} destinations, this request has {len(shared)}",
             "resume with the same list of destinations",
         )
     return {
-        destination: Start("since", position=part)
+        destination: replace(start, position=part)
         for destination, part in zip(shared, parts, strict=True)
     }
 

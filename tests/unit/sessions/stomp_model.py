@@ -171,8 +171,28 @@ class Model:
                 del sub.line.items[number]
         return ""
 
+    def is_possible(self, page: Page, actions: list[tuple[Any, ...]]) -> bool:
+        """Whether nothing is against all of a transaction's actions, one after the other."""
+        held = {id: list(sub.held) for id, sub in page.subs.items() if sub.line is not None}
+        for kind, *rest in actions:
+            if kind == "refused":
+                return False
+            if kind == "settle":
+                tag = rest[0].partition("@@")[0].removeprefix("T_")
+                ids = held.get(tag, [])
+                if rest[0] not in ids:
+                    return False
+                cumulative = page.subs[tag].mode == "client"
+                at = ids.index(rest[0])
+                del ids[0 if cumulative else at : at + 1]
+        return True
+
     def replay(self, page: Page, actions: list[tuple[Any, ...]], receipt: str) -> None:
-        failed = False
+        if not self.is_possible(page, actions):
+            receipts = [rest[2] for kind, *rest in actions if kind == "send"]
+            for each in (*filter(None, receipts), receipt):
+                page.answers.append(f"ERROR Transaction failed {each}")
+            return
         for kind, *rest in actions:
             if kind == "send":
                 destination, number, receipt_of_send = rest
@@ -180,14 +200,8 @@ class Model:
                 if receipt_of_send:
                     page.answers.append(f"RECEIPT {receipt_of_send}")
             else:
-                wrong = self.settle(page, rest[0], rest[1])
-                if wrong:
-                    failed = True
-                    page.answers.append(f"ERROR {wrong} -")
-        if failed:
-            page.answers.append(f"ERROR Transaction failed {receipt}")
-        else:
-            page.answers.append(f"RECEIPT {receipt}")
+                assert not self.settle(page, rest[0], rest[1])
+        page.answers.append(f"RECEIPT {receipt}")
 
     # -- what clients are told ------------------------------------------------------------
 

@@ -102,7 +102,10 @@ class StompMachine(Model, RuleBasedStateMachine):
                     page.answers.append(f"RECEIPT {receipt}")
             else:
                 headers["transaction"] = name
-                page.open[name].append(("send", destination, self.sent, receipt))
+                if ("refused",) not in page.open[name]:
+                    page.open[name].append(("send", destination, self.sent, receipt))
+                elif answered:
+                    page.answers.append(f"ERROR Transaction failed {receipt}")
             self.say(page, "SEND", b"%d" % self.sent, destination=destination, **headers)
         self.read()
 
@@ -205,8 +208,11 @@ class StompMachine(Model, RuleBasedStateMachine):
             headers["requeue"] = "false"
         if name is not None:
             headers["transaction"] = name
-            page.open[name].append(("settle", id, how))
-            page.answers.append(f"RECEIPT {receipt}")
+            if ("refused",) in page.open[name]:
+                page.answers.append(f"ERROR Transaction failed {receipt}")
+            else:
+                page.open[name].append(("settle", id, how))
+                page.answers.append(f"RECEIPT {receipt}")
         else:
             wrong = self.settle(page, id, how)
             page.answers.append(f"ERROR {wrong} {receipt}" if wrong else f"RECEIPT {receipt}")
@@ -233,6 +239,16 @@ class StompMachine(Model, RuleBasedStateMachine):
             page.answers.append(f"RECEIPT {receipt}")
         else:
             self.replay(page, page.open.pop(name), receipt)
+        self.read()
+
+    @precondition(lambda self: any(page.reads and page.open for page in self.pages))
+    @rule(data=st.data())
+    def is_refused_in_a_transaction(self, data: st.DataObject) -> None:
+        page = data.draw(st.sampled_from([each for each in self.pages if each.reads and each.open]))
+        name = data.draw(st.sampled_from(list(page.open)))
+        self.say(page, "SEND", destination="/queue/a/b", transaction=name)
+        page.open[name].append(("refused",))
+        page.answers.append("ERROR Invalid destination -")
         self.read()
 
     @precondition(lambda self: self.has_page)

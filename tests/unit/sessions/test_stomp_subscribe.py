@@ -215,3 +215,42 @@ def test_subscribe_waits_for_what_was_sent_before() -> None:
     house.published[0].confirm.set_result(None)
     house.runtime.settle()
     assert client.got()[0].command == "RECEIPT"
+
+
+@pytest.mark.parametrize("destination", ["/topic/a", "/queue/a", "/exchange/e/k"])
+@pytest.mark.parametrize("ack", ["auto", "client"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("selector", "type = 'x'"),
+        ("selector", "1"),
+        ("no_local", "true"),
+        ("activemq.noLocal", "true"),
+    ],
+)
+def test_what_would_leave_out_messages_is_refused(
+    destination: str, ack: str, name: str, value: str
+) -> None:
+    house, client = logged_in()
+    headers = {"id": "1", "destination": destination, "ack": ack, "receipt": "r", name: value}
+    failed = error(client, "SUBSCRIBE", **headers)
+    assert (failed["message"], failed["receipt-id"]) == ("Not supported", "r")
+    assert name.replace("_", "-") in failed["body"]
+    assert (house.consumers, house.feeds) == ([], {})
+    assert not client.gone
+    # The id is free.
+    (receipt,) = client.say("SUBSCRIBE", id="1", destination=destination, ack=ack, receipt="s")
+    assert receipt.command == "RECEIPT"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("selector", ""), ("selector", "  "), ("no_local", "false")]
+)
+def test_what_leaves_out_nothing_is_accepted(name: str, value: str) -> None:
+    house, client = logged_in()
+    headers = {"id": "1", "destination": "/topic/a", "receipt": "r", name: value}
+    (receipt,) = client.say("SUBSCRIBE", **headers)
+    assert receipt.command == "RECEIPT"
+    house.append("/topic/a", b"x")
+    (got,) = client.got()
+    assert got.body == b"x"
