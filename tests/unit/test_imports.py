@@ -36,8 +36,10 @@ PARTS = {
     "sharing": "brokers hub",
     "calls": "brokers sessions",
     "accounts": "brokers calls hub sessions sharing",
+    "starting": "brokers sessions",
     "demo": "sessions",
-    "gateway": "codecs hub brokers auth sessions config server admin bridge calls accounts demo",
+    "gateway": "codecs hub brokers auth sessions config server admin bridge calls accounts demo"
+    " starting",
     "workers": "admin config gateway server settings",
     "testing": "config gateway",
     "commands": "codecs config options gateway workers",

@@ -101,6 +101,7 @@ class EmbeddedBroker:
         self._feeds: dict[Feed, None] = {}
         self._publishes = 0
         self._status = "not started"
+        self._is_open = False
         # Queues of the configuration, of which there are few: measured one by one.
         self._configured: set[str] = set()
 
@@ -112,8 +113,14 @@ class EmbeddedBroker:
         if self._keeper is None:
             self._status = "in memory"
         elif not self.ready:
-            await self._restore(self._keeper)
+            self._status = f"loading {self._keeper.directory}"
+            try:
+                await self._restore(self._keeper)
+            except BaseException:
+                self._status = "not started"
+                raise
             self._status = f"on disk in {self._keeper.directory}"
+        self._is_open = True
         self._history.begin()
 
     async def _restore(self, keeper: Keeper) -> None:
@@ -121,8 +128,9 @@ class EmbeddedBroker:
         self.epoch = found.epoch
         self._router.begin_at(found.offset)
         try:
-            # In one piece: what it causes (a message that expired meanwhile) comes after it.
-            self._turn.first(lambda: keeper.restore(found, self._topology))
+            # What it causes (a message that expired meanwhile) comes after it.
+            with self._turn.held():
+                await keeper.restore(found, self._topology)
         except BaseException:
             await keeper.abandon()
             raise
@@ -130,6 +138,7 @@ class EmbeddedBroker:
     async def close(self) -> None:
         was_open = self.ready
         self._status = "closed"
+        self._is_open = False
         if was_open:
             with suppress(Unavailable):  # each publisher hears of its own
                 await self._settled()
@@ -141,7 +150,7 @@ class EmbeddedBroker:
 
     @property
     def ready(self) -> bool:
-        return self._status not in ("not started", "closed")
+        return self._is_open
 
     @property
     def status(self) -> str:
