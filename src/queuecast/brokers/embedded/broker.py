@@ -39,6 +39,7 @@ from ..base import (
     Owner,
     QueueSpec,
 )
+from ..binding import check_binding
 from ..owners import Owners
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
@@ -186,6 +187,7 @@ class EmbeddedBroker:
         for exchange_spec in exchanges:
             self._topology.declare_exchange(exchange_spec)
         for queue_spec in queues:
+            self._check_bindings(queue_spec)
             self._topology.declare_queue(queue_spec)
             self._configured.add(queue_spec.name)
         await self._settled()
@@ -202,6 +204,15 @@ class EmbeddedBroker:
         self._drop_queue(name, "was deleted")
         await self._settled()
 
+    def _check_bindings(self, queue: QueueSpec) -> None:
+        """Raise BadDestination for a binding that never matches; NotFound (an exchange).
+
+        Not where the store is read: what is in it has to stay usable.
+        """
+        for binding in queue.bindings:
+            source = self._topology.exchange(binding.exchange)
+            check_binding(binding.exchange, source.spec.type, binding.key)
+
     async def _settled(self) -> None:
         if self._keeper is not None:
             await self._keeper.settled()
@@ -214,6 +225,7 @@ class EmbeddedBroker:
         if owner is not None and owner.gone:
             raise Unavailable("the session is over")
         self._owners.check(queue.name, owner)
+        self._check_bindings(queue)
         self._topology.declare_queue(queue)
         if queue.exclusive:
             self._owners.take(queue.name, owner)
@@ -334,6 +346,7 @@ class EmbeddedBroker:
         source = self._topology.exchange(name)
         if name == "":
             raise Refused("no feed on the default exchange")
+        check_binding(name, source.spec.type, key)
         only = new_filter(source.spec.type, key)
         feed = self._make_feed(destination, only, sink)
 

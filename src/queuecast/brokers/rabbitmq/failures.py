@@ -15,6 +15,7 @@ from pika.adapters.utils.connection_workflow import (
 )
 
 from ...errors import (
+    BadDestination,
     BadRequest,
     ConfigError,
     Conflict,
@@ -25,6 +26,7 @@ from ...errors import (
     Refused,
     Unavailable,
 )
+from ..binding import WEIGHT_HINT
 
 # AMQP 0-9-1 section 1.1, reply codes.
 ACCESS_REFUSED = 403
@@ -80,6 +82,8 @@ def of_channel(error: BaseException, exchange: str | None = None) -> QueuecastEr
     if code == RESOURCE_LOCKED:
         return Locked(text)
     if code == PRECONDITION_FAILED:
+        if text.startswith("The binding key must"):
+            return BadDestination(text, WEIGHT_HINT)
         return Conflict(text)
     if isinstance(error, pika.exceptions.ChannelClosedByClient):
         return Unavailable("the channel to RabbitMQ is closing")
