@@ -41,6 +41,7 @@ from ..base import (
 )
 from ..binding import check_binding
 from ..owners import Owners
+from .age import AgeClock
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
 from .consumer import QueueConsumer
@@ -72,6 +73,7 @@ class EmbeddedBroker:
     """A broker in this process; implements base.Broker. Without a keeper it is gone with it.
 
     retain: what is kept whether or not anyone is subscribed; the keeper's store has equal rules.
+    ages: the clock that messages' ages are measured by, where there is no keeper, which has one.
     max_bytes: for the messages of all queues; a publish beyond it is PublishFailed.
     history: what a feed finds when it opens late.
     """
@@ -81,6 +83,7 @@ class EmbeddedBroker:
         clock: Clock | None = None,
         *,
         keeper: Keeper | None = None,
+        ages: AgeClock | None = None,
         retain: Sequence[RetainRule] = (),
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_queues: int = DEFAULT_MAX_QUEUES,
@@ -96,8 +99,11 @@ class EmbeddedBroker:
         self._owners = Owners()
         self._retain = retain
         self._keeper = keeper
+        if keeper is not None:
+            ages = keeper.ages
+        self._ages = AgeClock() if ages is None else ages
         self._router = Router(
-            self._topology, self._turn, self._memory, self._history, retain, keeper
+            self._topology, self._turn, self._memory, self._history, retain, keeper, self._ages
         )
         self._feeds: dict[Feed, None] = {}
         self._publishes = 0
@@ -254,6 +260,7 @@ class EmbeddedBroker:
                 spec,
                 turn=self._turn,
                 memory=self._memory,
+                ages=self._ages,
                 on_truncated=None if self._keeper is None else self._keeper.truncated,
             )
         return Queue(
@@ -382,6 +389,7 @@ class EmbeddedBroker:
             epoch=self.epoch,
             log=self._router.log(self._retain.index(rule)),
             only=only,
+            ages=self._ages,
         )
 
     def _on_feed_closed(self, feed: Feed) -> None:

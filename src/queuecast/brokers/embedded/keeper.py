@@ -9,7 +9,6 @@ feeds are chosen after it.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from ...errors import BadRequest, ConfigError, QueuecastError, Unavailable
 from ...message import Message
 from ...metrics import Family
+from .age import AgeClock
 from .clearance import Clearance
 from .memory import Memory, weight
 from .queue import Queue
@@ -50,6 +50,11 @@ class Keeper:
     @property
     def directory(self) -> Path:
         return self._store.directory
+
+    @property
+    def ages(self) -> AgeClock:
+        """The clock that ages are measured by."""
+        return self._store.ages
 
     @property
     def error(self) -> QueuecastError | None:
@@ -92,7 +97,7 @@ class Keeper:
                 queue.begin_at(stored.last)
                 continue
             async for id, message, deliveries, expires in _in_turns(stored.entries):
-                ttl = None if expires is None else max(0.0, expires - time.time())
+                ttl = None if expires is None else max(0.0, expires - self.ages.now())
                 queue.restore(message, weight(message), id, deliveries, ttl)
 
     async def settled(self) -> None:
@@ -172,7 +177,7 @@ class Keeper:
             if persistent:
                 cleared = queue.expects_one()
                 ttl = queue.ttl(message)
-                expires = None if ttl is None else time.time() + ttl
+                expires = None if ttl is None else self.ages.now() + ttl
                 kept, change = store.entry(
                     queue.name, message, properties, 1 if cleared else 0, expires
                 )
@@ -181,7 +186,7 @@ class Keeper:
             places.append((queue, kept, cleared or not kept))
         for stream in streams:
             # As at RabbitMQ: a stream keeps every message, whatever it says of itself.
-            at = time.time()
+            at = self.ages.now()
             offset, change = store.appended(stream.name, message, properties, at)
             changes.append(change)
             ends.append((stream, offset, at))
