@@ -188,7 +188,7 @@ async def test_what_is_repeated_after_a_frozen_coordinator_is_marked(
     twice = set(first) & set(second)
     assert all(first[each] or second[each] for each in twice)
     assert not any(sink.gaps or sink.error for sink in sinks)
-    # A library's paragraph about polling is of no use to whoever reads our log.
+    # The log has one line of the gateway for it, not the client library's paragraph.
     assert all("max_poll" not in record.getMessage() for record in caplog.records)
 
 

@@ -1,6 +1,6 @@
 """aiokafka's client, with what it lacks among several nodes and under operators' hands.
 
-* Bootstrap servers are tried side by side: one that accepts and says nothing holds up nobody.
+* Bootstrap servers are tried side by side: one that accepts and says nothing delays none.
 * A node that has stopped answering (nodes.py) is left out. What was asked of it fails at once and
   is asked again of the partition's next leader, instead of after a request's full timeout.
 * Records are fetched by the topic's id where the broker can (fetching.py).

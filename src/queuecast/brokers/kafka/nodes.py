@@ -1,7 +1,7 @@
 """Which nodes of the cluster answer: asked again and again, and told to all our clients.
 
-A node whose process is stopped keeps its sockets. Whoever waits for it waits for a whole request's
-timeout, each request again, while the cluster has long elected other leaders.
+A node whose process is stopped keeps its sockets. A request to it fails only after its whole
+timeout, and so does the next one, while the cluster has long elected other leaders.
 """
 
 from __future__ import annotations
