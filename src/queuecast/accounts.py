@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from .brokers.base import Broker
+from .brokers.base import Broker, FeedReader, FeedSink
 from .calls import consume_of, publish_of
 from .destination import Destination
 from .errors import LimitExceeded, LoginRefused, NotFound, QueuecastError, Refused, Unavailable
@@ -340,7 +340,13 @@ class BrokerAccounts:
             await entry.broker.close()
 
 
-def reader_of(broker: Broker) -> OpenReader:
+class OpensFeeds(Protocol):
+    """The part of a broker that opens feeds."""
+
+    async def open_feed(self, destination: Destination, sink: FeedSink) -> FeedReader: ...
+
+
+def reader_of(broker: OpensFeeds) -> OpenReader:
     """Return how a hub opens its feeds at a broker."""
 
     async def open_reader(destination: Destination, feed: Feed) -> CloseReader:

@@ -17,7 +17,13 @@ class ExchangeConfig(Table, frozen=True, kw_only=True):
     """Exchanges that are declared at the start."""
 
     name: Annotated[str, option("The exchange's name.")]
-    type: Annotated[Literal["direct", "topic", "fanout", "headers"], option("Its type.")] = "topic"
+    type: Annotated[
+        str,
+        option(
+            "Its type: `direct`, `topic`, `fanout` or `headers`; at RabbitMQ also one of a plugin, "
+            "e.g. `x-consistent-hash`."
+        ),
+    ] = "topic"
     durable: Annotated[bool, option("Survives a restart of the broker.")] = True
     auto_delete: Annotated[bool, option("Goes with its last binding.")] = False
     arguments: Annotated[dict[str, Any], option("AMQP arguments, e.g. `alternate-exchange`.")] = (

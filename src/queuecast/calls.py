@@ -5,6 +5,8 @@ An alias hides the broker's names, so that no error may show them; see aliases.c
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from .aliases import concealed
 from .brokers.base import Broker, PromptBroker
 from .delivery import Consumer, DeliverySink
@@ -15,7 +17,21 @@ from .queuespec import PLAIN, ConsumeSpec
 from .sessions.services import Consume, Publish, PublishAtOnce
 
 
-def publish_of(broker: Broker) -> Publish:
+class Publishes(Protocol):
+    """The part of a broker that publishes."""
+
+    @property
+    def publish(self) -> Publish: ...
+
+
+class Consumes(Protocol):
+    """The part of a broker that consumes."""
+
+    @property
+    def consume(self) -> Consume: ...
+
+
+def publish_of(broker: Publishes) -> Publish:
     """Return how sessions publish."""
 
     async def publish(
@@ -54,7 +70,7 @@ def publish_at_once_of(broker: Broker) -> PublishAtOnce | None:
     return publish_at_once
 
 
-def consume_of(broker: Broker) -> Consume:
+def consume_of(broker: Consumes) -> Consume:
     """Return how they consume."""
 
     async def consume(

@@ -29,7 +29,8 @@ from .arrays import (
     TopicConfig,
 )
 from .auth.policy import Rule
-from .brokers.base import ExchangeSpec, QueueSpec, TopicSpec
+from .brokers.base import EXCHANGE_TYPES, PREDECLARED, ExchangeSpec, QueueSpec, TopicSpec
+from .brokers.binding import DELAYED, DELAYED_TYPE, check_binding, is_own_type, routing_type
 from .destination import Destination, Kind
 from .errors import ConfigError, QueuecastError
 from .options import ENV_PREFIX
@@ -149,6 +150,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             for index, name in enumerate(names):
                 if not name or name in names[:index]:
                     raise ConfigError(f"{table}[{index}].name: {name!r} is empty or there twice")
+        _check_exchanges(self)
         for _ in self.bridge_pairs():
             pass
         self.retain_rules()
@@ -163,6 +165,38 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 "everything",
             )
         return self
+
+
+def _check_exchanges(config: Config) -> None:
+    """Refuse types that there are not, and bindings that never match; raises ConfigError."""
+    kinds = dict(PREDECLARED)
+    for index, each in enumerate(config.exchanges):
+        where = f"exchange[{index}].type"
+        if not is_own_type(each.type):
+            if not each.type.startswith("x-"):
+                raise ConfigError(
+                    f"{where}: {each.type!r} is unknown",
+                    f"it is {', '.join(EXCHANGE_TYPES)}, or a plugin's, which begins with x-",
+                )
+            if config.broker.scheme == "embedded":
+                raise ConfigError(
+                    f"{where}: the embedded broker has no {each.type!r}",
+                    f"it has {', '.join(EXCHANGE_TYPES)}; a plugin's type needs RabbitMQ",
+                )
+        if each.type == DELAYED and not isinstance(each.arguments.get(DELAYED_TYPE), str):
+            raise ConfigError(
+                f"exchange[{index}].arguments: {DELAYED_TYPE} is missing",
+                f'write arguments = {{ {DELAYED_TYPE} = "topic" }}, or another type',
+            )
+        kinds[each.name] = routing_type(each.spec())
+    for index, queue in enumerate(config.queues):
+        for number, binding in enumerate(queue.bindings):
+            try:
+                check_binding(binding.exchange, kinds.get(binding.exchange, ""), binding.key)
+            except QueuecastError as error:
+                raise ConfigError(
+                    f"queue[{index}].bindings[{number}].key: {error.text}", error.hint
+                ) from None
 
 
 def _check_broker(config: Config) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -36,7 +35,7 @@ from .config import Config
 from .delivery import DeliveryBudget
 from .destination import Destination
 from .disconnect import SHUTDOWN
-from .errors import QueuecastError, Refused, Unavailable
+from .errors import Refused
 from .hostport import host_port
 from .hub.hub import Hub
 from .hub.log import LogLimits
@@ -49,11 +48,10 @@ from .sessions.binary import BinaryRules
 from .sessions.idempotency import IdempotencyKeys
 from .sessions.returns import Returns
 from .sessions.services import Services, SessionLimits, StompOptions
+from .starting import Starting, StartingBroker
 
 logger = logging.getLogger(__name__)
 
-# Seconds between attempts to reach the broker at start; doubled up to the second value.
-_FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
 # Seconds beyond `[server] drain` and `grace` after which a process gives up a stop that hangs.
 STOP_PATIENCE = 5.0
 # New objects after which the youngest are looked at, such looks until the middle-aged are, and
@@ -139,9 +137,13 @@ class Gateway:
         """
         config = self.config
         self.runtime = runtime = LoopRuntime(asyncio.get_running_loop())
+        self._starting = starting = Starting(
+            runtime, self.broker.name, self._connect, patience=config.limits.head_timeout
+        )
+        broker = StartingBroker(self.broker, starting)
         self.hub = Hub(
             runtime,
-            reader_of(self.broker),
+            reader_of(broker),
             limits=LogLimits(
                 config.log.messages, config.log.bytes, config.log.age, config.log.total
             ),
@@ -152,8 +154,8 @@ class Gateway:
         self.services = Services(
             runtime,
             self.hub,
-            publish_of(self.broker),
-            consume_of(self.broker),
+            publish_of(broker),
+            consume_of(broker),
             self._allow,
             aliases.resolve,
             SessionLimits(
@@ -162,6 +164,7 @@ class Gateway:
                 subscriptions=config.limits.subscriptions,
                 publishing=config.limits.publishes,
                 login=config.limits.login_timeout,
+                start=config.limits.head_timeout,
                 lease=config.limits.lease,
                 max_lease=config.limits.max_lease,
                 poll_idle=config.limits.poll_idle,
@@ -177,18 +180,19 @@ class Gateway:
                 binary=config.server.ws_frame == "binary",
                 http_auth=config.server.stomp_http_auth,
             ),
-            queues=self.broker,
+            queues=broker,
             deliveries=self._deliveries,
             acks=Acks(config.server.node if self._place is None else self._place.name),
-            at_once=publish_at_once_of(self.broker),
+            at_once=starting.at_once_of(publish_at_once_of(self.broker)),
             binary=BinaryRules(config.binary_rules()),
             returns=Returns(
                 config.limits.max_redeliveries, config.max_redeliveries(), now=runtime.now
             ),
         )
         self.services.alias = aliases.match
+        self.services.starting = lambda: starting.is_patient
         self.accounts = self._accounts()
-        self.services.login = self.accounts.login
+        self.services.login = starting.login_of(self.accounts.login)
         self.services.recall = self.accounts.recall
         self.server = Server(
             self.services, config, aliases, self._readiness, self._page(), place=self._place
@@ -322,50 +326,21 @@ class Gateway:
 
     async def _reach_broker(self) -> None:
         """Connect now or, as configured, go on trying in the background or until the limit."""
-        patient = self.config.broker.start == "retry"
-        deadline = self.runtime.now() + self.config.broker.start_timeout
-        delay = _FIRST_RETRY
-        while True:
-            try:
-                await self._connect()
-            except Unavailable as error:
-                if patient:
-                    logger.warning("%s is away, trying on: %s", self.broker.name, error)
-                    self._spawn(self._keep_connecting(), "connect to the broker")
-                    return
-                if self.runtime.now() + delay > deadline:
-                    raise
-                logger.warning(
-                    "%s is away, trying for %.0f s more: %s",
-                    self.broker.name,
-                    deadline - self.runtime.now(),
-                    error,
-                )
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _LAST_RETRY)
-            else:
-                return
-
-    async def _keep_connecting(self) -> None:
-        delay = _FIRST_RETRY
-        while True:
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            try:
-                await self._connect()
-            except QueuecastError as error:
-                delay = min(delay * 2, _LAST_RETRY)
-                logger.warning("%s: %s; next attempt within %.1f s", self.broker.name, error, delay)
-            except Exception:
-                # A defect must not leave the gateway waiting for ever without a word.
-                delay = _LAST_RETRY
-                logger.exception("connecting to %s failed", self.broker.name)
-            else:
-                return
+        if self.config.broker.start == "exit":
+            await self._starting.reach(self.config.broker.start_timeout)
+            return
+        trying = await self._starting.reach_or_go_on()
+        if trying is not None:
+            self._spawn(trying, "connect to the broker")
 
     async def _connect(self) -> None:
         config = self.config
         await self.broker.start()
-        await self.broker.declare(config.exchange_specs(), config.queue_specs())
+        try:
+            await self.broker.declare(config.exchange_specs(), config.queue_specs())
+        finally:
+            # What cannot be declared is no reason to keep clients from all that is there.
+            self._starting.end()
         logger.info("connected to %s", self.broker.name)
         if self._place is not None and not self._place.is_first:
             return  # a bridge keeps its queue's order, and so there is one
@@ -384,6 +359,9 @@ class Gateway:
     def _readiness(self) -> tuple[bool, str]:
         if self._draining:
             return False, "draining"
+        if not self._starting.is_over:
+            # Exchanges and queues of the configuration may still be missing.
+            return False, f"starting: {self.broker.status}"
         return self.broker.ready, self.broker.status
 
     # -- the demo -------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from .brokers.base import FeedReader, FeedSink, HistoryReader, SettlingReader
+from .brokers.base import FeedReader, FeedSink, HistoryReader, SettlingReader, WideningReader
 from .destination import Destination
 from .errors import QueuecastError, Refused, Unavailable
 from .hub.feed import Feed, settled
@@ -299,6 +299,7 @@ def follow(feed: Feed, reader: FeedReader) -> None:
     feed.upstream_position = reader.position
     feed.past = reader if isinstance(reader, HistoryReader) else None
     feed.settle = reader.settle if isinstance(reader, SettlingReader) else settled
+    feed.widens = isinstance(reader, WideningReader)
 
 
 class Relay:

@@ -47,6 +47,11 @@ class Client:
         body = await asyncio.wait_for(self.reader.readexactly(length), TIMEOUT)
         return int(lines[0].split(" ")[1]), headers, body
 
+    async def response_json(self) -> tuple[int, Any]:
+        """Read one response: status and JSON."""
+        status, _, body = await self.response()
+        return status, json.loads(body)
+
     async def problem(self) -> tuple[int, dict[str, Any]]:
         """Read one refusal: status and JSON."""
         status, headers, body = await self.response()

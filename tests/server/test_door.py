@@ -11,6 +11,7 @@ from queuecast.auth.identity import Identity
 from queuecast.auth.policy import Verb
 from queuecast.destination import Destination
 from queuecast.errors import Refused
+from queuecast.server.door import Doors
 from tests.server.house import House, request, running, upgrade
 
 pytestmark = pytest.mark.both_loops
@@ -287,8 +288,9 @@ async def test_the_limit_of_connections(caplog: pytest.LogCaptureFixture) -> Non
         await first.opened()
         second = await house.connect(request("GET", "/healthz"))
         assert (await second.response())[0] == 200
-        for _ in range(3):
-            third = await house.connect()
+        wanted = (request("GET", "/sse/topic/a"), upgrade("/ws/topic/a"), request("GET", "/"))
+        for data in wanted:
+            third = await house.connect(data)
             status, headers, body = await third.response()
             assert (status, headers["retry-after"]) == (503, "5")
             assert b'"code":"limit"' in body
@@ -300,13 +302,54 @@ async def test_the_limit_of_connections(caplog: pytest.LogCaptureFixture) -> Non
         await house.publish("/topic/a", b"one")
 
 
-async def test_a_flood_beyond_the_limit_is_reset() -> None:
+async def test_probes_are_answered_beyond_the_limit() -> None:
     async with running(limits={"connections": 1}) as house:
-        clients = [await house.connect() for _ in range(120)]
+        first = await house.connect(request("GET", "/sse/topic/a"))
+        await first.opened()
+        for path, found in (("/healthz", b'{"status":"ok"}'), ("/readyz", b'"ready":true')):
+            probe = await house.connect(request("GET", path))
+            status, headers, body = await probe.response()
+            assert (status, headers["connection"], found in body) == (200, "close", True)
+            # It has the place for this one answer.
+            await probe.send(request("GET", "/sse/topic/a"))
+            assert await probe.rest() == b""
+            whole = await house.connect(request("HEAD", path))
+            assert (await whole.rest()).endswith(b"\r\n\r\n")
+        # Its true status, and the rules for hosts and methods.
+        house.gateway._draining = True
+        probe = await house.connect(request("GET", "/readyz"))
+        assert await probe.response_json() == (503, {"ready": False, "status": "draining"})
+        probe = await house.connect(request("GET", "/healthz", "Host: evil.example"))
+        assert (await probe.problem())[0] == 403
+        probe = await house.connect(request("POST", "/healthz", body=b""))
+        assert (await probe.problem())[0] == 503
+        await house.eventually(lambda: len(_doors(house)) == 0 and not _doors(house)._reserved)
+
+
+async def test_a_slow_client_beyond_the_limit_is_turned_away() -> None:
+    async with running(limits={"connections": 1, "head_timeout": 0.05}) as house:
+        first = await house.connect(request("GET", "/sse/topic/a"))
+        await first.opened()
+        for data in (b"", b"GET /healthz HTTP/1.1\r\n"):
+            slow = await house.connect(data)
+            assert (await slow.problem())[1]["code"] == "limit"
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n", request("GET", "/sse/topic/a")])
+async def test_a_flood_beyond_the_limit_keeps_no_probe_out(data: bytes) -> None:
+    async with running(limits={"connections": 1}) as house:
+        clients = [await house.connect(data) for _ in range(120)]
         await house.eventually(lambda: house.server.sockets.refused == 119)
-        # Its answers are bounded; the others got none, and hold no descriptor of ours.
-        await house.eventually(lambda: house.server.sockets.open <= 66)
+        # Its places are bounded; the others hold no descriptor of ours.
+        await house.eventually(lambda: house.server.sockets.open <= 65)
         assert len(clients) == 120
+        probe = await house.connect(request("GET", "/healthz"))
+        assert (await probe.response())[0] == 200
+
+
+def _doors(house: House) -> Doors:
+    assert house.server._doors is not None
+    return house.server._doors
 
 
 async def test_a_client_that_leaves_is_forgotten() -> None:

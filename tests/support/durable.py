@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+from queuecast.brokers.embedded.age import AgeClock
 from queuecast.brokers.embedded.broker import EmbeddedBroker
 from queuecast.brokers.embedded.clock import Clock
 from queuecast.brokers.embedded.keeper import Keeper
@@ -24,9 +25,10 @@ def on_disk(
     synchronous: str = "full",
     rules: Sequence[RetainRule] = (),
     clock: Clock | None = None,
+    ages: AgeClock | None = None,
 ) -> EmbeddedBroker:
     """Return a durable embedded broker, not yet started."""
-    store = Store(directory, synchronous=synchronous, rules=rules)
+    store = Store(directory, synchronous=synchronous, rules=rules, ages=ages)
     return EmbeddedBroker(clock, keeper=Keeper(store), retain=rules)
 
 

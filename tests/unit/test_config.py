@@ -198,7 +198,38 @@ def test_stomp_may_be_beside_an_alias_but_sockjs_not_above_one(tmp_path: Path) -
             ["retain[0].replicas", "embedded"],
         ),
         ("[[exchange]]\ntype = 'topic'", ["exchange[0]", "lacks 'name'"]),
-        ("[[exchange]]\nname = 'a'\ntype = 'tpic'", ["exchange[0].type", '"topic"']),
+        (
+            "[[exchange]]\nname = 'a'\ntype = 'tpic'",
+            ["exchange[0].type", "'tpic'", "topic, fanout, headers", "begins with x-"],
+        ),
+        (
+            "[[exchange]]\nname = 'a'\ntype = 'x-random'",
+            ["exchange[0].type", "embedded", "direct, topic, fanout, headers", "RabbitMQ"],
+        ),
+        (
+            "[broker]\nurl = 'amqp://h'\n[[exchange]]\nname = 'a'\ntype = 'x-delayed-message'",
+            ["exchange[0].arguments", "x-delayed-type is missing"],
+        ),
+        (
+            "[[exchange]]\nname = 'a'\ntype = 'direct'\n"
+            "[[queue]]\nname = 'q'\nbindings = [{exchange = 'a', key = 'x.*'}]",
+            ["queue[0].bindings[0].key", "'a' is direct", "'x.*'", "name each key"],
+        ),
+        (
+            "[[queue]]\nname = 'q'\nbindings = [{exchange = 'amq.direct', key = '#'}]",
+            ["queue[0].bindings[0].key", "make it a topic exchange"],
+        ),
+        (
+            "[broker]\nurl = 'amqp://h'\n[[exchange]]\nname = 'a'\ntype = 'x-consistent-hash'\n"
+            "[[queue]]\nname = 'q'\nbindings = [{exchange = 'a', key = 'k'}]",
+            ["queue[0].bindings[0].key", "weight", "whole number"],
+        ),
+        (
+            "[broker]\nurl = 'amqp://h'\n[[exchange]]\nname = 'a'\ntype = 'x-delayed-message'\n"
+            "arguments = {x-delayed-type = 'direct'}\n"
+            "[[queue]]\nname = 'q'\nbindings = [{exchange = 'a', key = 'k.#'}]",
+            ["queue[0].bindings[0].key", "is direct"],
+        ),
         ("[[exchange]]\nname = 'a'\n[[exchange]]\nname = 'a'", ["exchange[1].name", "'a'"]),
         ("[[queue]]\nname = 'a'\nbindings = [{key = 'k'}]", ["queue[0].bindings[0]", "'exchange'"]),
         ("[[bridge]]\nfrom = '/topic/a'\nto = '/topic/b'", ["bridge[0].from", "/queue/NAME"]),

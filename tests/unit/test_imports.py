@@ -30,17 +30,20 @@ PARTS = {
     "settings": "auth options",
     "arrays": "brokers options",
     "config": "auth arrays brokers options settings",
+    "advice": "brokers config options",
     "server": "codecs hub auth sessions config",
     "admin": "codecs hub auth sessions config",
     "bridge": "sessions",
     "sharing": "brokers hub",
     "calls": "brokers sessions",
     "accounts": "brokers calls hub sessions sharing",
+    "starting": "brokers sessions",
     "demo": "sessions",
-    "gateway": "codecs hub brokers auth sessions config server admin bridge calls accounts demo",
+    "gateway": "codecs hub brokers auth sessions config server admin bridge calls accounts demo"
+    " starting",
     "workers": "admin config gateway server settings",
     "testing": "config gateway",
-    "commands": "codecs config options gateway workers",
+    "commands": "advice codecs config options gateway workers",
     "cli": "codecs config options gateway commands",
     "__main__": "cli",
 }
@@ -53,8 +56,8 @@ LIBRARIES = {
     "multidict": "server admin gateway testing commands cli",
     "yarl": "server admin gateway testing commands cli",
     "httptools": "codecs server",
-    "msgspec": "codecs auth sessions options arrays config server admin gateway workers testing"
-    " commands cli",
+    "msgspec": "advice codecs auth sessions options arrays config server admin gateway workers"
+    " testing commands cli",
     "uvloop": "gateway testing commands cli",
     "jwt": "auth",
     # The event loop belongs to whoever owns sockets; everything else is given what it needs.

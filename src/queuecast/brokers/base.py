@@ -50,6 +50,7 @@ __all__ = [
     "QueueSpec",
     "SettlingReader",
     "TopicSpec",
+    "WideningReader",
 ]
 
 EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
@@ -192,6 +193,13 @@ class SettlingReader(FeedReader, Protocol):
 
         Raises Unavailable when that takes too long, because the broker is away.
         """
+
+
+@runtime_checkable
+class WideningReader(FeedReader, Protocol):
+    """An open feed that may get more lanes (FeedSink.widen): an optional ability."""
+
+    widens: bool
 
 
 class Broker(Protocol):

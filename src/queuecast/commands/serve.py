@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import __version__, options
+from ..advice import advice, misspelt
 from ..config import Config, load
 from .failure import Failure, complain
 from .pidfile import PidFile
@@ -28,6 +29,8 @@ def serve(arguments: argparse.Namespace) -> int:
     logging.basicConfig(
         level=arguments.log_level.upper(), format=_LOG_FORMAT, stream=sys.stderr, force=True
     )
+    for line in (*advice(config), *misspelt(os.environ)):
+        logger.warning("%s", line)
     # aiohttp's access log would repeat what stands in query strings, tokens among it.
     logging.getLogger("aiohttp.access").disabled = True
     file = PidFile(config.server.pid_file) if config.server.pid_file else None

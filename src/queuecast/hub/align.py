@@ -12,13 +12,16 @@ from ..errors import BadPosition, Unavailable
 from ..position import Mark, Position
 
 
-def aligned(position: Position, marks: Sequence[Mark], parts: Sequence[int]) -> Position:
+def aligned(
+    position: Position, marks: Sequence[Mark], parts: Sequence[int], *, may_widen: bool = True
+) -> Position:
     """Return a position with one mark for each lane of a feed.
 
     marks: the feed's own; parts: how many lanes each of its destinations has, in their order.
     Lanes that the position does not know begin at offset 0 of their epoch: none of their
-    messages has been seen. Raises BadPosition when it is of other destinations, and Unavailable
-    when it knows lanes that this feed does not have yet.
+    messages has been seen. may_widen: whether the feed can get more lanes; otherwise a position
+    with more of them is no position of it. Raises BadPosition when it is of other destinations,
+    and Unavailable when it knows lanes that this feed does not have yet.
     """
     shares: Sequence[Sequence[Mark]]
     if position.bounds:
@@ -35,6 +38,8 @@ def aligned(position: Position, marks: Sequence[Mark], parts: Sequence[int]) -> 
     for share, lanes in zip(shares, parts, strict=True):
         own = marks[len(found) : len(found) + lanes]
         if len(share) > lanes and share[-1].epoch == own[-1].epoch:
+            if not may_widen:
+                raise _other(position, len(position), len(marks))
             raise Unavailable(
                 f"the position knows {len(share)} partitions, this node only {lanes} yet",
                 "try again in a moment",

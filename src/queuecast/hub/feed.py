@@ -88,6 +88,8 @@ class Feed:
         self.upstream_position: Callable[[], Sequence[int] | None] = lambda: None
         # Returns once what the broker held for the feed is in it.
         self.settle: Callable[[], Awaitable[None]] = settled
+        # Whether it may get more lanes, as partitions are added.
+        self.widens = False
         # Set by who opens the reader, where the broker keeps what was published.
         self.past: History | None = None
         self.history = False
@@ -203,6 +205,7 @@ class Feed:
 
     def widen(self, marks: Sequence[Mark]) -> None:
         """Add lanes at the end, of the epoch that the last one has; see FeedSink."""
+        self.widens = True
         self.log.widen(marks)
         if self.newest is not None:
             self.newest.widen(marks)
@@ -442,7 +445,8 @@ class Feed:
 
     def _aligned(self, position: Position) -> Position:
         lanes = [part.lanes for part in self.parts]
-        return Position(aligned(position, self.log.head.marks, lanes), self.bounds)
+        found = aligned(position, self.log.head.marks, lanes, may_widen=self.widens)
+        return Position(found, self.bounds)
 
     def lagging(self, vector: Vector, trusted: Collection[int] = ()) -> Part | None:
         """Return a part whose history must be read before the log has what follows a place."""

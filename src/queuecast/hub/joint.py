@@ -67,6 +67,7 @@ def join(joint: Feed, feeds: list[Feed]) -> Callable[[], None]:
             await feed.settle()
 
     joint.settle = settle
+    joint.widens = any(feed.widens for feed in feeds)
     taps = [_Tap(joint, lane) for lane in lanes]
     for feed, tap in zip(feeds, taps, strict=True):
         feed.taps.append(tap)

@@ -20,6 +20,7 @@ from .door import Doors
 from .gate import Gate
 from .handler import Server as HttpServer
 from .handover import Handover
+from .health import Health
 from .limits import ServerLimits
 from .listener import BACKLOG, Listener, raise_open_files
 from .plan import Plans
@@ -53,7 +54,7 @@ class Server:
         *,
         place: Place | None = None,
     ) -> None:
-        """ready: see Web. place: this worker's among several on one port."""
+        """ready: see Health. place: this worker's among several on one port."""
         self.limits = _limits(config)
         self.sockets = Sockets(self.limits.connections)
         self._interval = min(1.0, self.limits.heartbeat, self.limits.head_seconds)
@@ -80,6 +81,7 @@ class Server:
         self._place = place
         self._handover = Handover(place, self.limits.heartbeat) if place is not None else None
         self._inner: asyncio.Server | None = None
+        self._health = Health(services, ready, self._handover)
         publisher = Publisher(services, self.limits, uploads)
         self._plans = Plans(self._gate, publisher, services.limits.message, place)
         self._uploads = uploads
@@ -93,7 +95,7 @@ class Server:
             self.limits,
             uploads,
             publisher,
-            ready,
+            self._health,
             page,
             self._handover,
         )
@@ -124,6 +126,8 @@ class Server:
             self.limits,
             loop.time,
             self._posts,
+            self._health,
+            self._services.runtime.spawn,
             self._place,
         )
         self._listener = self._listener_at(self._doors, *self._address)
@@ -174,7 +178,7 @@ class Server:
 
     def readiness(self) -> tuple[bool, str]:
         """Return whether clients should come, and what is the matter, for people."""
-        return self._web.readiness()
+        return self._health.readiness()
 
     @property
     def sockjs_sessions(self) -> int:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-# Connections beyond the limit that get an answer instead of a reset: a flood must not exhaust
-# the file descriptors that the broker's connections and the log need.
-RESERVE = 64
-
 
 class Sockets:
     """The number of open connections, whatever protocol holds them now.
@@ -33,8 +29,3 @@ class Sockets:
     def leave(self) -> None:
         """Count one less."""
         self.open -= 1
-
-    @property
-    def may_answer(self) -> bool:
-        """Whether one over the limit can still be told so."""
-        return self.open <= self.limit + RESERVE

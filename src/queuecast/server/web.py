@@ -28,6 +28,7 @@ from .drain import spread_over
 from .gate import GUARDED, Cors, Gate, Route, split_target
 from .handler import Handler, Server, Taken
 from .handover import Handover
+from .health import METHODS, VERBS, Health
 from .limits import ServerLimits
 from .publish import BatchFailed, Publisher
 from .push import Push, Way, way_of
@@ -50,8 +51,7 @@ _METHODS = {
     "poll": "GET",
     "publish": "POST",
     "ack": "POST",
-    "healthz": "GET, HEAD",
-    "readyz": "GET, HEAD",
+    **dict.fromkeys(VERBS, METHODS),
     "": "GET, HEAD",
 }
 
@@ -70,13 +70,11 @@ class Web:
         limits: ServerLimits,
         uploads: Uploads,
         publisher: Publisher,
-        ready: Callable[[], tuple[bool, str]],
+        health: Health,
         page: Page | None = None,
         handover: Handover | None = None,
     ) -> None:
-        """ready: whether the broker can be used, and its status for people. handover: the way to
-        other workers.
-        """
+        """handover: the way to other workers."""
         self._services = services
         self._gate = gate
         self._push = push
@@ -84,7 +82,7 @@ class Web:
         self._connections = connections
         self._sockets = sockets
         self._limits = limits
-        self._ready = ready
+        self._health = health
         self._page = page
         self._uploads = uploads
         self._publisher = publisher
@@ -193,10 +191,8 @@ class Web:
                 return _json(await self._acker.answer(request, ANONYMOUS, headers))
             case "poll":
                 return await self._poll(request, route, query, headers, cors)
-            case "healthz":
-                return _json({"status": "ok"})
-            case "readyz":
-                return await self._readyz(request)
+            case "healthz" | "readyz":
+                return _response(await self._health.answer(route.verb))
             case "":
                 return self._show(route.rest)
             case _:
@@ -272,19 +268,6 @@ class Web:
     def polls(self) -> int:
         """Long polls that wait."""
         return len(self._polls)
-
-    def readiness(self) -> tuple[bool, str]:
-        """Return whether clients should come, and what is the matter, for people."""
-        if self._push.draining:
-            return False, "drained" if self._services.drain.done else "draining"
-        return self._ready()
-
-    async def _readyz(self, request: web.BaseRequest) -> web.Response:
-        ready, status = self.readiness()
-        if self._handover is not None:
-            # The port is everybody's: so is the answer.
-            ready, status = await self._handover.readiness() or (ready, status)
-        return _json({"ready": ready, "status": status}, 200 if ready else 503)
 
     def _found(self, path: str) -> tuple[str, bytes] | None:
         found = browser.module(path)

@@ -116,7 +116,7 @@ async def poll(services: Services, request: SubscribeRequest) -> bytes:
     begun = services.runtime.now()
     try:
         try:
-            await services.runtime.within(services.limits.live_within, _open(session, request))
+            await services.runtime.within(services.live_within, _open(session, request))
         except TimeoutError:
             raise Unavailable("the broker does not answer") from None
         for subscription in session.subscriptions:

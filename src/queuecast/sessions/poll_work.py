@@ -249,7 +249,7 @@ async def poll_with_acks(services: Services, request: SubscribeRequest) -> bytes
         return await session.next(name.answer, timeout)
     session = AckingPoll(services, request.identity, request)
     try:
-        await services.runtime.within(services.limits.live_within, session.open(request))
+        await services.runtime.within(services.live_within, session.open(request))
     except TimeoutError:
         session.end()
         raise Unavailable("the broker does not answer") from None

@@ -168,8 +168,9 @@ class SessionLimits:
     bodies, then its frames are read no further.
     held: bytes of work-queue messages kept for a client that does not read; beyond them they go
     back.
-    live_within: seconds that a subscription may take to be live upstream. poll: seconds that a
-    long poll waits. login: seconds that a STOMP client has to log in.
+    live_within: seconds that a subscription may take to be live upstream; start: the same while
+    the gateway starts. poll: seconds that a long poll waits. login: seconds that a STOMP client has
+    to log in.
     lease, max_lease: seconds that a client may hold an unacked message, where it does not say and
     the most that it may ask for; 0 is no lease.
     poll_idle: seconds between two polls of a session with unacked messages. poll_sessions: their
@@ -184,6 +185,7 @@ class SessionLimits:
     held: int = 1 << 20
     prefetch: int = 1000
     live_within: float = 5.0
+    start: float = 10.0
     poll: float = 25.0
     login: float = 10.0
     lease: float = 0.0
@@ -227,6 +229,7 @@ class Services:
     messages. returns: how often messages came back. counts: for people and metrics.
     at_once: `publish` where that needs no waiting, None for a broker that always waits.
     binary: which destinations' bodies are bytes.
+    starting: whether calls wait for the broker's first connect.
     """
 
     runtime: Runtime
@@ -252,8 +255,15 @@ class Services:
     counts: Counts = field(default_factory=Counts)
     at_once: PublishAtOnce | None = None
     binary: BinaryRules = NO_BINARY_RULES
+    starting: Callable[[], bool] = lambda: False
     # Long polls whose clients hold messages; at most limits.poll_sessions.
     polls: set[Session] = field(default_factory=set)
+
+    @property
+    def live_within(self) -> float:
+        """Seconds that a subscription may take to be live upstream."""
+        limits = self.limits
+        return max(limits.live_within, limits.start) if self.starting() else limits.live_within
 
     async def publish_once(
         self,

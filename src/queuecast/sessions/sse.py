@@ -72,7 +72,7 @@ class SseSession(Session):
         services = self.services
         try:
             check_acks(request)
-            await services.runtime.within(services.limits.live_within, self._open(request))
+            await services.runtime.within(services.live_within, self._open(request))
         except (TimeoutError, Unavailable) as error:
             if request.verdict:
                 self._refuse(_unavailable(error), request)

@@ -110,9 +110,7 @@ class WebSocketSession(OrderedSession[frames.Event]):
                 raise BadRequest("ack=client needs the envelope", "add envelope=json")
             if not bare:
                 self._commands = Commands(self)
-            await services.runtime.within(
-                services.limits.live_within, self._subscribe_all(request, bare)
-            )
+            await services.runtime.within(services.live_within, self._subscribe_all(request, bare))
         except (TimeoutError, QueuecastError) as error:
             if isinstance(error, TimeoutError):
                 error = Unavailable("the subscription is not live yet: the broker does not answer")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from queuecast.brokers.embedded.age import AgeClock
 from queuecast.brokers.embedded.memory import Memory, weight
 from queuecast.brokers.embedded.stream import BURST, Stream, StreamConsumer
 from queuecast.brokers.embedded.turn import Turn
@@ -27,9 +28,10 @@ class Rig:
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         self.time = 1000.0
         self.clock = HandClock()
+        self.ages = AgeClock(lambda: self.time, lambda: self.time, lambda: "")
         self.memory = Memory(1 << 30)
         spec = QueueSpec("s", arguments={**KIND, **named})
-        self.stream = Stream(spec, turn=Turn(self.clock), memory=self.memory, now=lambda: self.time)
+        self.stream = Stream(spec, turn=Turn(self.clock), memory=self.memory, ages=self.ages)
 
     def put(self, *bodies: bytes, **headers: Any) -> None:
         named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from queuecast.brokers.base import QueueSpec
-from queuecast.brokers.embedded import store, store_reader
+from queuecast.brokers.embedded import store_reader
 from queuecast.errors import Unavailable
 from queuecast.pattern import contains
 from queuecast.position import Mark, Start
@@ -143,32 +141,6 @@ async def test_a_store_that_cannot_be_read_is_unavailable(tmp_path: Path) -> Non
     writer_of(broker).database.execute("UPDATE retained_1 SET properties = 'nonsense'")
     with pytest.raises(Unavailable, match="cannot be read"):
         await history.history(place, 1000)
-    await broker.close()
-
-
-async def test_a_clock_that_jumps_keeps_the_order_of_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broker = on_disk(tmp_path, rules=(rule(age=3600),))
-    await broker.start()
-    now = time.time()
-
-    def turn_to(at: float) -> None:
-        monkeypatch.setattr(store, "time", SimpleNamespace(time=lambda: at))
-
-    for at, body in ((now, b"1"), (now - 100, b"2"), (now + 10, b"3")):
-        turn_to(at)
-        await publish(broker, "/topic/job.a", body)
-    history = await reader(broker, "/topic/job.a")
-    place = await history.locate(Start("time", time=now - 1))
-    assert bodies(await read(history, place)) == [b"1", b"2", b"3"]
-    # Far in the future by mistake, and corrected: what comes now is not kept until then.
-    turn_to(now + 10**6)
-    await publish(broker, "/topic/job.a", b"4")
-    turn_to(now)
-    await publish(broker, "/topic/job.a", b"5")
-    times = [at for (at,) in writer_of(broker).database.execute("SELECT at FROM retained_1")]
-    assert times == [now, now, now + 10, now + 10**6, now]
     await broker.close()
 
 

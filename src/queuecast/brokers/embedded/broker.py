@@ -39,7 +39,9 @@ from ..base import (
     Owner,
     QueueSpec,
 )
+from ..binding import check_binding
 from ..owners import Owners
+from .age import AgeClock
 from .arguments import read_expiration
 from .clock import Clock, LoopClock
 from .consumer import QueueConsumer
@@ -71,6 +73,7 @@ class EmbeddedBroker:
     """A broker in this process; implements base.Broker. Without a keeper it is gone with it.
 
     retain: what is kept whether or not anyone is subscribed; the keeper's store has equal rules.
+    ages: the clock that messages' ages are measured by, where there is no keeper, which has one.
     max_bytes: for the messages of all queues; a publish beyond it is PublishFailed.
     history: what a feed finds when it opens late.
     """
@@ -80,6 +83,7 @@ class EmbeddedBroker:
         clock: Clock | None = None,
         *,
         keeper: Keeper | None = None,
+        ages: AgeClock | None = None,
         retain: Sequence[RetainRule] = (),
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_queues: int = DEFAULT_MAX_QUEUES,
@@ -95,12 +99,16 @@ class EmbeddedBroker:
         self._owners = Owners()
         self._retain = retain
         self._keeper = keeper
+        if keeper is not None:
+            ages = keeper.ages
+        self._ages = AgeClock() if ages is None else ages
         self._router = Router(
-            self._topology, self._turn, self._memory, self._history, retain, keeper
+            self._topology, self._turn, self._memory, self._history, retain, keeper, self._ages
         )
         self._feeds: dict[Feed, None] = {}
         self._publishes = 0
         self._status = "not started"
+        self._is_open = False
         # Queues of the configuration, of which there are few: measured one by one.
         self._configured: set[str] = set()
 
@@ -112,8 +120,14 @@ class EmbeddedBroker:
         if self._keeper is None:
             self._status = "in memory"
         elif not self.ready:
-            await self._restore(self._keeper)
+            self._status = f"loading {self._keeper.directory}"
+            try:
+                await self._restore(self._keeper)
+            except BaseException:
+                self._status = "not started"
+                raise
             self._status = f"on disk in {self._keeper.directory}"
+        self._is_open = True
         self._history.begin()
 
     async def _restore(self, keeper: Keeper) -> None:
@@ -121,8 +135,9 @@ class EmbeddedBroker:
         self.epoch = found.epoch
         self._router.begin_at(found.offset)
         try:
-            # In one piece: what it causes (a message that expired meanwhile) comes after it.
-            self._turn.first(lambda: keeper.restore(found, self._topology))
+            # What it causes (a message that expired meanwhile) comes after it.
+            with self._turn.held():
+                await keeper.restore(found, self._topology)
         except BaseException:
             await keeper.abandon()
             raise
@@ -130,6 +145,7 @@ class EmbeddedBroker:
     async def close(self) -> None:
         was_open = self.ready
         self._status = "closed"
+        self._is_open = False
         if was_open:
             with suppress(Unavailable):  # each publisher hears of its own
                 await self._settled()
@@ -141,7 +157,7 @@ class EmbeddedBroker:
 
     @property
     def ready(self) -> bool:
-        return self._status not in ("not started", "closed")
+        return self._is_open
 
     @property
     def status(self) -> str:
@@ -177,6 +193,7 @@ class EmbeddedBroker:
         for exchange_spec in exchanges:
             self._topology.declare_exchange(exchange_spec)
         for queue_spec in queues:
+            self._check_bindings(queue_spec)
             self._topology.declare_queue(queue_spec)
             self._configured.add(queue_spec.name)
         await self._settled()
@@ -193,6 +210,15 @@ class EmbeddedBroker:
         self._drop_queue(name, "was deleted")
         await self._settled()
 
+    def _check_bindings(self, queue: QueueSpec) -> None:
+        """Raise BadDestination for a binding that never matches; NotFound (an exchange).
+
+        Not where the store is read: what is in it has to stay usable.
+        """
+        for binding in queue.bindings:
+            source = self._topology.exchange(binding.exchange)
+            check_binding(binding.exchange, source.spec.type, binding.key)
+
     async def _settled(self) -> None:
         if self._keeper is not None:
             await self._keeper.settled()
@@ -205,6 +231,7 @@ class EmbeddedBroker:
         if owner is not None and owner.gone:
             raise Unavailable("the session is over")
         self._owners.check(queue.name, owner)
+        self._check_bindings(queue)
         self._topology.declare_queue(queue)
         if queue.exclusive:
             self._owners.take(queue.name, owner)
@@ -233,6 +260,7 @@ class EmbeddedBroker:
                 spec,
                 turn=self._turn,
                 memory=self._memory,
+                ages=self._ages,
                 on_truncated=None if self._keeper is None else self._keeper.truncated,
             )
         return Queue(
@@ -325,6 +353,7 @@ class EmbeddedBroker:
         source = self._topology.exchange(name)
         if name == "":
             raise Refused("no feed on the default exchange")
+        check_binding(name, source.spec.type, key)
         only = new_filter(source.spec.type, key)
         feed = self._make_feed(destination, only, sink)
 
@@ -360,6 +389,7 @@ class EmbeddedBroker:
             epoch=self.epoch,
             log=self._router.log(self._retain.index(rule)),
             only=only,
+            ages=self._ages,
         )
 
     def _on_feed_closed(self, feed: Feed) -> None:

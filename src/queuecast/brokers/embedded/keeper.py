@@ -9,14 +9,14 @@ feeds are chosen after it.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ...errors import BadRequest, ConfigError, QueuecastError, Unavailable
 from ...message import Message
 from ...metrics import Family
+from .age import AgeClock
 from .clearance import Clearance
 from .memory import Memory, weight
 from .queue import Queue
@@ -24,10 +24,21 @@ from .retained import RetainedLog
 from .store import Store
 from .store_batch import Change, Unit
 from .store_codec import encode_properties
-from .store_load import Found, offset_of
+from .store_load import Found, StoredEntry, offset_of
 from .stream import Stream
 from .topology import AnyQueue, Topology
 from .turn import Turn
+
+# Messages put back before the event loop has its turn: some milliseconds.
+_RESTORED_A_TURN = 1000
+
+
+async def _in_turns(entries: Sequence[StoredEntry]) -> AsyncIterator[StoredEntry]:
+    """Yield entries; between some of them the event loop turns, so that a probe is answered."""
+    for start in range(0, len(entries), _RESTORED_A_TURN):
+        for entry in entries[start : start + _RESTORED_A_TURN]:
+            yield entry
+        await asyncio.sleep(0)
 
 
 class Keeper:
@@ -39,6 +50,11 @@ class Keeper:
     @property
     def directory(self) -> Path:
         return self._store.directory
+
+    @property
+    def ages(self) -> AgeClock:
+        """The clock that ages are measured by."""
+        return self._store.ages
 
     @property
     def error(self) -> QueuecastError | None:
@@ -60,10 +76,11 @@ class Keeper:
         """Close the store as it is: what is in it cannot be used."""
         await self._store.abandon()
 
-    def restore(self, found: Found, topology: Topology) -> None:
+    async def restore(self, found: Found, topology: Topology) -> None:
         """Make exchanges, queues and bindings again, then put their messages back.
 
-        Raises ConfigError for what this version cannot read.
+        Nothing else may use the broker meanwhile, but the event loop turns. Raises ConfigError for
+        what this version cannot read.
         """
         try:
             for exchange in found.exchanges:
@@ -74,13 +91,13 @@ class Keeper:
         topology.store = self._store
         for queue, stored in zip(queues, found.queues, strict=True):
             if isinstance(queue, Stream):
-                for each in stored.entries:
+                async for each in _in_turns(stored.entries):
                     offset = offset_of(each.id)
                     queue.put(each.message, weight(each.message), offset, each.time or 0.0)
                 queue.begin_at(stored.last)
                 continue
-            for id, message, deliveries, expires in stored.entries:
-                ttl = None if expires is None else max(0.0, expires - time.time())
+            async for id, message, deliveries, expires in _in_turns(stored.entries):
+                ttl = None if expires is None else max(0.0, expires - self.ages.now())
                 queue.restore(message, weight(message), id, deliveries, ttl)
 
     async def settled(self) -> None:
@@ -160,7 +177,7 @@ class Keeper:
             if persistent:
                 cleared = queue.expects_one()
                 ttl = queue.ttl(message)
-                expires = None if ttl is None else time.time() + ttl
+                expires = None if ttl is None else self.ages.now() + ttl
                 kept, change = store.entry(
                     queue.name, message, properties, 1 if cleared else 0, expires
                 )
@@ -169,7 +186,7 @@ class Keeper:
             places.append((queue, kept, cleared or not kept))
         for stream in streams:
             # As at RabbitMQ: a stream keeps every message, whatever it says of itself.
-            at = time.time()
+            at = self.ages.now()
             offset, change = store.appended(stream.name, message, properties, at)
             changes.append(change)
             ends.append((stream, offset, at))

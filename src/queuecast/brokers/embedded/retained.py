@@ -18,6 +18,7 @@ from ...position import Mark, Start
 from ...retention import RetainRule
 from ..base import FeedSink, Page
 from ..matching import TopicIndex, matcher
+from .age import AgeClock
 from .feed import Feed
 from .memory import weight
 
@@ -82,33 +83,31 @@ class RetainedLog(Protocol):
         """Return the offset before the last `count` messages; count is at least 1."""
 
     async def since(self, at: float, upto: int) -> int:
-        """Return the offset before the first message of a Unix time or later."""
+        """Return the offset before the first message of a time or later. at: see AgeClock."""
 
     async def page(self, only: Filter, after: int, upto: int, max_bytes: int) -> Run:
         """Return what follows an offset, at least one message unless there is none."""
 
 
 class MemoryLog:
-    """The messages of one rule, in memory; bounded by the rule. wall: Unix time."""
+    """The messages of one rule, in memory; bounded by the rule. now: see AgeClock."""
 
-    def __init__(self, rule: RetainRule, wall: Callable[[], float]) -> None:
+    def __init__(self, rule: RetainRule, now: Callable[[], float]) -> None:
         self._rule = rule
-        self._wall = wall
+        self._now = now
         self._floor = 0
         self._offsets: list[int] = []
         self._kept: list[tuple[float, int, Message]] = []
         self._gone = 0  # entries at the front that are dead; cut when they are the half
         self._by_key: dict[str, deque[int]] = {}
-        self._time = 0.0
         self.bytes = 0
 
     def add(self, message: Message) -> None:
         """Keep a message (its offset is set), and drop what is too much."""
-        self._time = max(self._time, self._wall())
         size = weight(message)
         offset = message.offset or 0
         self._offsets.append(offset)
-        self._kept.append((self._time, size, message))
+        self._kept.append((self._now(), size, message))
         self._by_key.setdefault(message.routing_key, deque()).append(offset)
         self.bytes += size
         self._evict()
@@ -118,7 +117,7 @@ class MemoryLog:
 
     def _evict(self) -> None:
         rule = self._rule
-        oldest = self._wall() - rule.age if rule.age else None
+        oldest = self._now() - rule.age if rule.age else None
         while len(self):
             at, size, message = self._kept[self._gone]
             if not (
@@ -185,7 +184,7 @@ class MemoryLog:
 class RetainedFeed(Feed):
     """A feed whose messages are kept by a rule; implements base.HistoryReader."""
 
-    __slots__ = ("_epoch", "_log", "_only")
+    __slots__ = ("_ages", "_epoch", "_log", "_only")
 
     def __init__(
         self,
@@ -198,11 +197,13 @@ class RetainedFeed(Feed):
         epoch: str,
         log: RetainedLog,
         only: Filter,
+        ages: AgeClock,
     ) -> None:
         super().__init__(exchange, key, sink, handed, on_close)
         self._epoch = epoch
         self._log = log
         self._only = only
+        self._ages = ages
 
     async def locate(self, start: Start) -> Sequence[Mark]:
         upto = self._handed()
@@ -211,7 +212,7 @@ class RetainedFeed(Feed):
         elif start.kind == "last" and start.count > 0:
             offset = await self._log.last(self._only, start.count, upto)
         elif start.kind == "time":
-            offset = await self._log.since(start.time, upto)
+            offset = await self._log.since(self._ages.of_wall(start.time), upto)
         elif start.kind == "since" and start.position is not None:
             return start.position
         else:

@@ -15,6 +15,7 @@ from ...errors import BadRequest, PublishFailed
 from ...message import Message
 from ...retention import RetainRule
 from . import death
+from .age import AgeClock
 from .exchange import Exchange
 from .feed import Feed
 from .history import History
@@ -55,6 +56,7 @@ class Router:
         history: History,
         retain: Sequence[RetainRule],
         keeper: Keeper | None,
+        ages: AgeClock,
     ) -> None:
         self.offset = 0
         """The last that was given to a message."""
@@ -66,7 +68,7 @@ class Router:
         self._history = history
         self._rules = Rules(retain)
         self._retained: Sequence[MemoryLog] = (
-            [MemoryLog(rule, time.time) for rule in retain] if keeper is None else ()
+            [MemoryLog(rule, ages.now) for rule in retain] if keeper is None else ()
         )
         self._keeper = keeper
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from ...errors import QueuecastError, Unavailable
 from ...message import Message
 from ...retention import RetainRule
 from ..base import BindingSpec, ExchangeSpec, QueueSpec
+from .age import AgeClock
 from .store_batch import NUMBER_BITS, Batch, Change, Outcome, Unit
 from .store_codec import encode_arguments
 from .store_file import FILE
@@ -39,12 +39,13 @@ _APPLIED_A_TURN = 256
 _RETRY = 1.0
 # A retained message beside its key, properties and body: row and index.
 _ROW_BYTES = 64
-# A clock that was wrong for once must not keep messages for ever.
-_MOST_AHEAD = 3600.0
 
 
 class Store:
-    """A directory, open for one broker. synchronous: "full" or "normal"."""
+    """A directory, open for one broker. synchronous: "full" or "normal".
+
+    ages: the clock that messages' ages are measured by; it goes on from what is in the directory.
+    """
 
     def __init__(
         self,
@@ -52,8 +53,10 @@ class Store:
         *,
         synchronous: str = "full",
         rules: Sequence[RetainRule] = (),
+        ages: AgeClock | None = None,
     ) -> None:
         self.directory = directory
+        self.ages = AgeClock() if ages is None else ages
         self.error: QueuecastError | None = None
         """Why the last batch was not written; None while all is well."""
         self.measures = StoreMeasures(directory)
@@ -70,7 +73,6 @@ class Store:
         self._applying: deque[Unit] = deque()
         self._waiting = 0
         self._waiting_bytes = 0
-        self._last_time = 0.0
         self._idle: asyncio.Future[None] | None = None
 
     # Life
@@ -79,12 +81,13 @@ class Store:
         """Open the files and return what is there; raises ConfigError."""
         self._loop = asyncio.get_running_loop()
         # In a thread: a large file takes its time.
-        loaded = await asyncio.to_thread(load, self.directory, self._synchronous, self._rules)
+        loaded = await asyncio.to_thread(
+            load, self.directory, self._synchronous, self._rules, self.ages
+        )
         self._lock = loaded.lock
         self._queues = loaded.queues.ids
         self._numbers = loaded.queues.numbers
         self._next_queue = loaded.queues.next_id
-        self._last_time = loaded.time
         states, found = loaded.rules, loaded.found
         names = [str(rule.destination) for rule in self._rules]
         self.measures.retained = {name: (states, number) for number, name in enumerate(names)}
@@ -95,7 +98,7 @@ class Store:
             StoredLog(self._reader, states[number].id, rule.exchange)
             for number, rule in enumerate(self._rules)
         ]
-        self._writer = Writer(loaded.database, path, states, self._report)
+        self._writer = Writer(loaded.database, path, states, self._report, self.ages)
         await asyncio.to_thread(self._writer.start)
         self._reserved = found.offset
         self.reserve(found.offset)
@@ -220,7 +223,7 @@ class Store:
     ) -> tuple[int, Change | None]:
         """Return a new entry's id and the change that keeps it; 0 for a queue that is not kept.
 
-        expires: Unix time.
+        expires: by the clock of ages.
         """
         id = self._queues.get(queue)
         if id is None:
@@ -230,7 +233,7 @@ class Store:
     def appended(
         self, stream: str, message: Message, properties: str, at: float
     ) -> tuple[int, Change]:
-        """Return a message's offset in a stream and the change that keeps it; at: Unix time.
+        """Return a message's offset in a stream and the change that keeps it; at: by `ages`.
 
         Offsets of messages that could not be written stay out.
         """
@@ -251,13 +254,9 @@ class Store:
     def retained(self, rule: int, message: Message, properties: str) -> tuple[int, Change]:
         """Return the size that counts, and the change that adds a message to a rule's log."""
         size = len(message.body) + len(message.routing_key) + len(properties) + _ROW_BYTES
-        now = time.time()
-        if self._last_time - now > _MOST_AHEAD:
-            self._last_time = now
-        self._last_time = max(self._last_time, now)
         sql = f"INSERT INTO {self._tables[rule]} VALUES (?, ?, ?, ?, ?, ?)"
         values = (
-            message.offset, self._last_time, size, message.routing_key, properties, message.body
+            message.offset, self.ages.now(), size, message.routing_key, properties, message.body
         )  # fmt: skip
         return size, (sql, values)
 

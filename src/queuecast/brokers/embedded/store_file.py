@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from ...errors import ConfigError
 from ...position import new_epoch
+from .age import Anchor
 
 SCHEMA = 1
 FILE = "queuecast.db"
@@ -92,6 +94,28 @@ def open_to_write(path: Path, synchronous: str) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise unusable(path, error) from None
     return database
+
+
+# Rows of `meta` that hold the anchor of the clock of ages; a store of an earlier version has none.
+_BOOT, _SINCE_BOOT, _SHOWN = "age_boot", "age_since_boot", "age_shown"
+
+
+def read_anchor(meta: Mapping[str, object]) -> Anchor | None:
+    """Return where the clock of ages stood, None if that is not known; raises ValueError."""
+    boot, steady, shown = meta.get(_BOOT), meta.get(_SINCE_BOOT), meta.get(_SHOWN)
+    if boot is None or steady is None or shown is None:
+        return None
+    if not isinstance(steady, float | int) or not isinstance(shown, float | int):
+        raise ValueError(f"unexpected times: {steady!r}, {shown!r}")
+    return Anchor(str(boot), float(steady), float(shown))
+
+
+def write_anchor(database: sqlite3.Connection, anchor: Anchor) -> None:
+    """Keep where the clock of ages stands, in a transaction of its own; raises sqlite3.Error."""
+    rows = [(_BOOT, anchor.boot), (_SINCE_BOOT, anchor.since_boot), (_SHOWN, anchor.shown)]
+    database.execute("BEGIN IMMEDIATE")
+    database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+    database.execute("COMMIT")
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:

@@ -12,9 +12,18 @@ from typing import NamedTuple
 from ...message import Message
 from ...retention import RetainRule
 from ..base import BindingSpec, ExchangeSpec, QueueSpec
+from .age import AgeClock, Anchor
 from .store_batch import NUMBER_BITS
 from .store_codec import decode_arguments, decode_properties
-from .store_file import Lock, connect_untouched, open_to_write, prepare, unusable
+from .store_file import (
+    Lock,
+    connect_untouched,
+    open_to_write,
+    prepare,
+    read_anchor,
+    unusable,
+    write_anchor,
+)
 from .store_writer import RuleState
 
 logger = logging.getLogger(__name__)
@@ -28,7 +37,8 @@ def offset_of(entry: int) -> int:
 class StoredEntry(NamedTuple):
     """A message of a queue as it was found.
 
-    time: Unix, when it expires, None for never; of a stream's message when it came.
+    time: by the store's AgeClock, when it expires, None for never; of a stream's message when it
+    came.
     """
 
     id: int
@@ -71,7 +81,7 @@ class KnownQueues:
 class Loaded:
     """An open store, with what the store itself goes on from.
 
-    rules: the states by number in the configuration. time: of the newest retained message.
+    rules: the states by number in the configuration.
     """
 
     database: sqlite3.Connection
@@ -79,18 +89,22 @@ class Loaded:
     found: Found
     queues: KnownQueues
     rules: dict[int, RuleState]
-    time: float
 
 
-def load(directory: Path, synchronous: str, rules: Sequence[RetainRule]) -> Loaded:
-    """Open a directory's store and read what is to be in memory; blocks. Raises ConfigError."""
+def load(directory: Path, synchronous: str, rules: Sequence[RetainRule], ages: AgeClock) -> Loaded:
+    """Open a directory's store and read what is to be in memory; blocks. Raises ConfigError.
+
+    ages: goes on from what is there.
+    """
     lock = Lock(directory)
     try:
         path = prepare(directory)
-        found, known = _read(path)
+        found, known, anchor = _read(path)
         database = open_to_write(path, synchronous)
         try:
             states, newest = _settle_rules(database, rules, found.offset)
+            ages.resume(anchor, max(newest, _newest(found)))
+            write_anchor(database, ages.anchor())
         except BaseException:
             database.close()
             raise
@@ -100,16 +114,22 @@ def load(directory: Path, synchronous: str, rules: Sequence[RetainRule]) -> Load
     except BaseException:
         lock.release()
         raise
-    return Loaded(database, lock, found, known, states, newest)
+    return Loaded(database, lock, found, known, states)
 
 
-def _read(path: Path) -> tuple[Found, KnownQueues]:
+def _newest(found: Found) -> float:
+    """Return when the newest message of all streams came, 0 for none."""
+    streams = (queue.entries for queue in found.queues if queue.spec.is_stream)
+    return max((entries[-1].time or 0.0 for entries in streams if entries), default=0.0)
+
+
+def _read(path: Path) -> tuple[Found, KnownQueues, Anchor | None]:
     """Read everything for the memory, over a connection that leaves the files as they are."""
     database = connect_untouched(path)
     try:
         meta = dict(database.execute("SELECT name, value FROM meta"))
         found = Found(str(meta["epoch"]), int(meta["offset"]))
-        return found, _read_topology(database, found)
+        return found, _read_topology(database, found), read_anchor(meta)
     except (TypeError, KeyError) as error:
         raise ValueError(f"unexpected values: {error!r}") from error
     finally:

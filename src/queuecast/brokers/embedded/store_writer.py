@@ -19,12 +19,16 @@ from itertools import groupby
 from pathlib import Path
 
 from ...errors import OutcomeUnknown, QueuecastError, Unavailable
+from .age import AgeClock
 from .store_batch import Batch, Outcome
+from .store_file import write_anchor
 
 logger = logging.getLogger(__name__)
 
 # Seconds between looks at what is too old, and at space to give back.
 TICK = 1.0
+# Seconds between notes of where the clock of ages stands: what another boot may lose of it.
+_ANCHORED = 60.0
 # Retained messages dropped, and pages given back, in one transaction: a publish waits behind it.
 _EVICTED_A_TIME = 5000
 _PAGES_A_TIME = 2048
@@ -72,11 +76,14 @@ class Writer:
         path: Path,
         rules: dict[int, RuleState],
         report: Callable[[Outcome], None],
+        ages: AgeClock,
     ) -> None:
         self.database = database
         self._wal = path.with_name(f"{path.name}-wal")
         self._rules = rules
         self._report = report
+        self._ages = ages
+        self._anchored = time.monotonic()
         # At most one batch and the word to stop: the store keeps the next one open meanwhile.
         self._jobs: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._maintained = time.monotonic()
@@ -157,7 +164,7 @@ class Writer:
 
     def _evict(self, rule: RuleState, most: int) -> bool:
         """Drop the oldest messages of a rule while it is over a bound; returns whether any."""
-        now = time.time()
+        now = self._ages.now()
         cut = None
         rows = self.database.execute(
             f"SELECT offset, at, size FROM {rule.table} ORDER BY offset LIMIT ?", (most,)
@@ -191,6 +198,9 @@ class Writer:
                 self.database.execute("COMMIT" if evicted else "ROLLBACK")
                 if evicted:
                     self._rules[number] = trial
+            if time.monotonic() - self._anchored >= _ANCHORED:
+                self._anchored = time.monotonic()
+                write_anchor(self.database, self._ages.anchor())
             self._give_back()
         except sqlite3.Error as error:
             # Once: it is tried again every second.

@@ -9,7 +9,6 @@ be nobody's, because a message could not be written.
 from __future__ import annotations
 
 import logging
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from ...errors import BadRequest, QueuecastError
 from ...message import NO_PROPERTIES, Message
 from ...queuespec import STREAM_OFFSET, BindingSpec, QueueSpec, Timestamp, read_age
 from ..base import Delivery, DeliverySink
+from .age import AgeClock
 from .arguments import QueueArguments
 from .memory import Memory
 from .turn import Turn
@@ -41,7 +41,7 @@ _NOTHING = Message(b"", "", "", NO_PROPERTIES)
 
 class _Kept(NamedTuple):
     offset: int
-    time: float  # Unix
+    time: float  # see AgeClock
     size: int
     message: Message
 
@@ -49,7 +49,7 @@ class _Kept(NamedTuple):
 class Stream:
     """A stream of the embedded broker.
 
-    now: Unix time, for x-max-age and timestamps. on_truncated: told of the offset before which
+    ages: for x-max-age and timestamps. on_truncated: told of the offset before which
     messages went from the front.
     """
 
@@ -59,7 +59,7 @@ class Stream:
         *,
         turn: Turn,
         memory: Memory,
-        now: Callable[[], float] = time.time,
+        ages: AgeClock,
         on_truncated: Callable[[str, int], None] | None = None,
     ) -> None:
         self.spec = spec
@@ -67,7 +67,7 @@ class Stream:
         self.bindings: dict[tuple[str, str, object], BindingSpec] = {}
         self._turn = turn
         self._memory = memory
-        self._now = now
+        self._ages = ages
         self._on_truncated = on_truncated
         limit = self.arguments.max_bytes
         self._max_age = read_age(spec)
@@ -109,9 +109,9 @@ class Stream:
     def put(
         self, message: Message, size: int, offset: int | None = None, at: float | None = None
     ) -> None:
-        """Append a message of this weight; offset and time (Unix) are those of the store."""
+        """Append a message of this weight; offset and time are those of the store."""
         offset = self._next if offset is None else offset
-        self._kept.append(_Kept(offset, self._now() if at is None else at, size, message))
+        self._kept.append(_Kept(offset, self._ages.now() if at is None else at, size, message))
         self._next = offset + 1
         self._bytes += size
         self._memory.used += size
@@ -123,7 +123,7 @@ class Stream:
         self._next = offset
 
     def _evict(self) -> None:
-        oldest = None if self._max_age is None else self._now() - self._max_age
+        oldest = None if self._max_age is None else self._ages.now() - self._max_age
         before = self._cut
         while self.ready:
             head = self._kept[self._cut]
@@ -161,7 +161,8 @@ class Stream:
                 return max(wanted, first)
             case Timestamp():
                 left = islice(self._kept, self._cut, None)
-                found = (kept.offset for kept in left if kept.time >= wanted.seconds)
+                since = self._ages.of_wall(wanted.seconds)
+                found = (kept.offset for kept in left if kept.time >= since)
                 return next(found, self._next)
         raise BadRequest(
             f"{STREAM_OFFSET} is {wanted!r}", "first, last, next, an offset or a timestamp"

@@ -69,8 +69,8 @@ class Topology:
         """
         if spec.type not in EXCHANGE_TYPES:
             raise Unsupported(
-                f"exchange {spec.name!r}: no type {spec.type!r}",
-                f"one of {', '.join(EXCHANGE_TYPES)}",
+                f"exchange {spec.name!r}: the embedded broker has no type {spec.type!r}",
+                f"it has {', '.join(EXCHANGE_TYPES)}; for other types use amqp://…",
             )
         present = self.exchanges.get(spec.name)
         if present is None:

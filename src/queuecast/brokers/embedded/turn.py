@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from .clock import Clock
@@ -31,6 +32,17 @@ class Turn:
         self._work: deque[Callable[[], object]] = deque()
         self._running = False
         self._scheduled = False
+        self._is_held = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let what is done meanwhile cause nothing before the end; the event loop may turn."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            self._run()
 
     def do(self, work: Callable[[], object]) -> None:
         """Run a piece of work: at once, or after the piece that is running now."""
@@ -49,7 +61,7 @@ class Turn:
             self._run()
 
     def _run(self) -> None:
-        if self._running:
+        if self._running or self._is_held:
             return
         self._running = True
         try:

@@ -43,7 +43,9 @@ class _Found(NamedTuple):
 
 
 class KafkaReader:
-    """An open feed; HistoryReader of brokers.base."""
+    """An open feed; HistoryReader and WideningReader of brokers.base."""
+
+    widens = True
 
     def __init__(
         self, live: Live, records: Records, target: Target, feed: TopicFeed, member: Member

@@ -104,7 +104,7 @@ class RabbitBroker:
         self.name = address.masked
         node = _UNSAFE.sub("_", node)[:64] if node else secrets.token_hex(4)
         self._grace = grace
-        self._topology = Topology()
+        self._topology = Topology(lambda: Link.open(address, f"queuecast {node} declaring"))
 
         def connection(purpose: str, on_up: OnUp, on_down: OnDown) -> Supervisor:
             name = f"queuecast {node} {purpose}"
@@ -147,7 +147,7 @@ class RabbitBroker:
             zombie_patience=zombie_patience,
             linger=linger,
         )
-        self._own = OwnQueues(self._consuming, patience=patience)
+        self._own = OwnQueues(self._consuming, self._topology, patience=patience)
         self._away = AwayQueues(self._consuming)
         self._pool = ConsumerPool(self._consuming, connection, patience=patience)
         self._consumers = Consumers(

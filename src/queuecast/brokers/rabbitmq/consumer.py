@@ -61,7 +61,9 @@ class QueueConsumer:
         self.queue = destination.name if spec.queue is None else spec.queue.name
         self._owner = spec.owner
         self._own = (
-            None if spec.queue is None else OwnQueue(spec.queue, spec.owner, consumers.owners)
+            None
+            if spec.queue is None
+            else OwnQueue(spec.queue, spec.owner, consumers.owners, topology)
         )
         # An auto-delete queue goes when its only consumer is cancelled: pausing must not do so.
         self._stays = spec.queue is not None and spec.queue.auto_delete

@@ -15,6 +15,7 @@ from pika.adapters.utils.connection_workflow import (
 )
 
 from ...errors import (
+    BadDestination,
     BadRequest,
     ConfigError,
     Conflict,
@@ -26,6 +27,7 @@ from ...errors import (
     Unavailable,
 )
 from ...hostport import host_port
+from ..binding import WEIGHT_HINT
 from ..files import tls_alert
 from ..url import Host
 from .address import Address
@@ -140,6 +142,8 @@ def of_channel(error: BaseException, exchange: str | None = None) -> QueuecastEr
     if code == PRECONDITION_FAILED:
         if text.startswith(_NO_REPLICA):
             return Away(text, _replica_hint(text), elsewhere=True)
+        if text.startswith("The binding key must"):
+            return BadDestination(text, WEIGHT_HINT)
         return Conflict(text)
     if code == RESOURCE_ERROR:
         # A stream's coordinator or replica that does not run at the moment.

@@ -26,7 +26,7 @@ from .letters import AWAY
 from .readers import Reader, Readers
 from .recovery import EXPIRED, RESTARTED, UNWATCHED
 from .settling import Settling
-from .topology import check_queue, exchange_exists
+from .topology import MATCHED, check_queue, exchange_exists
 
 if TYPE_CHECKING:
     from .canary import Canary
@@ -56,7 +56,6 @@ _UNHEARD = "RabbitMQ delivered nothing: its nodes may not agree on the bindings"
 # What a binding is known by, where its exchange does not look at arguments. An unbind that names
 # queue, exchange and key alone does not concern it.
 _MARK = {"x-queuecast": True}
-_MARKED = ("direct", "topic", "fanout")
 _UNSAFE = re.compile(r"[^\w.\-]", re.ASCII)
 
 
@@ -408,7 +407,7 @@ class FeedQueue:
 
     @property
     def _mark(self) -> dict[str, Any] | None:
-        return _MARK if self.kind in _MARKED else None
+        return _MARK if self.kind in MATCHED else None
 
     async def _bind(self, link: Link, keys: list[str]) -> None:
         mark = self._mark

@@ -29,7 +29,7 @@ from .feedqueue import FeedQueue
 from .letters import Letters
 from .pings import Pings
 from .supervisor import Supervisor
-from .topology import Topology, try_delete_queue
+from .topology import MATCHED, Topology, try_delete_queue
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,6 @@ _MOST_AGE = 60.0
 _DELETION = 5.0  # seconds for the broker to delete a queue
 _CANARY_PATIENCE = 5.0  # seconds; a broker that is low on memory takes no message
 REBIND = 30.0  # seconds between looks at exchanges and bindings
-_SHARED = ("direct", "topic", "fanout")
 
 
 class Feeds:
@@ -132,13 +131,13 @@ class Feeds:
         """Open a feed; see the broker interface."""
         exchange, key = _address(destination)
         link = await self._supervisor.wait(self.patience)
-        kind = await self.topology.exchange_type(link, exchange)
+        kind = await self.topology.check_binding(link, exchange, key)
         if self._closing:
             raise Unavailable("the gateway is closing")
         if self.link is None:
             # It went while we asked: nobody would fail this opening.
             raise Unavailable(f"RabbitMQ is away: {self._supervisor.status}")
-        place = (exchange, None if kind in _SHARED else key)
+        place = (exchange, None if kind in MATCHED else key)
         queue = self._queues.get(place)
         if queue is not None and queue.kind != kind:
             # Whoever is left there listens by the rules of an exchange that is gone.

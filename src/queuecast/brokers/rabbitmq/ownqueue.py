@@ -10,11 +10,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...errors import Locked, NotFound, Unavailable, Unsupported
+from ...pattern import is_pattern
 from ...queuespec import Owner, QueueSpec, Timestamp, read_age
 from ..owners import Owners
 from .connection import Link
 from .supervisor import Supervisor
-from .topology import bind_queue, check_queue, declare_queue, delete_queue, try_delete_queue
+from .topology import (
+    Topology,
+    bind_queue,
+    check_queue,
+    declare_queue,
+    delete_queue,
+    try_delete_queue,
+)
 
 
 class OwnQueues:
@@ -23,8 +31,9 @@ class OwnQueues:
     patience: seconds that a call waits for a broker that is away.
     """
 
-    def __init__(self, supervisor: Supervisor, *, patience: float) -> None:
+    def __init__(self, supervisor: Supervisor, topology: Topology, *, patience: float) -> None:
         self._supervisor = supervisor
+        self._topology = topology
         self._patience = patience
         self.owners = Owners()
 
@@ -35,7 +44,7 @@ class OwnQueues:
     async def declare(self, queue: QueueSpec, owner: Owner) -> None:
         """Declare a session's queue; see the broker interface."""
         link = await self._supervisor.wait(self._patience)
-        await OwnQueue(queue, owner, self.owners).ensure(link)
+        await OwnQueue(queue, owner, self.owners, self._topology).ensure(link)
 
     async def delete(self, name: str, owner: Owner) -> None:
         """Delete a queue; see the broker interface."""
@@ -57,15 +66,19 @@ class OwnQueues:
 class OwnQueue:
     """One queue as one session wants it."""
 
-    def __init__(self, spec: QueueSpec, owner: Owner | None, owners: Owners) -> None:
+    def __init__(
+        self, spec: QueueSpec, owner: Owner | None, owners: Owners, topology: Topology
+    ) -> None:
         self.spec = spec
+        self._topology = topology
         self._owner = owner
         self._owners = owners
 
     async def ensure(self, link: Link) -> bool:
         """Declare and bind; returns whether it had to be made.
 
-        Raises BadRequest, Conflict, Locked, Refused, NotFound (an exchange), Unavailable.
+        Raises BadRequest (also for a binding that never matches), Conflict, Locked, Refused,
+        NotFound (an exchange), Unavailable.
         """
         spec = self.spec
         if not spec.durable and not spec.exclusive:
@@ -74,6 +87,10 @@ class OwnQueue:
                 f"queue {spec.name!r}: transient and shared", "make it durable or exclusive"
             )
         read_age(spec)
+        for binding in spec.bindings:
+            if is_pattern(binding.key):
+                # All others RabbitMQ checks by itself, which spares asking for the type.
+                await self._topology.check_binding(link, binding.exchange, binding.key)
         await check_owner(link, spec.name, self._owner, self._owners)
         missing = False
         try:

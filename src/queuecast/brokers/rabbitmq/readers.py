@@ -15,7 +15,7 @@ from ...errors import QueuecastError, Refused
 from ...message import Message
 from ..base import FeedSink
 from ..matching import Index, new_index
-from .topology import OPAQUE
+from .topology import MATCHED
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Readers:
         self.settle = settle
         self._bindings: dict[str, _Binding] = {}
         self._stale: set[str] = set()  # keys whose binding must be looked at
-        self._index: Index[Reader] | None = None if kind in ("headers", OPAQUE) else new_index(kind)
+        self._index: Index[Reader] | None = new_index(kind) if kind in MATCHED else None
         self._live: set[Reader] = set()
         self._on_stale = on_stale
         self._unmatched = False

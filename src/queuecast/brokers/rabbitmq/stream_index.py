@@ -237,7 +237,7 @@ class Window:
 
 
 class Samples:
-    """When which offset was reached, by this node's clock, at most twice a second."""
+    """When which offset was reached, by a clock that nobody sets, at most twice a second."""
 
     _INTERVAL = 1.0
     _MOST = 8192  # more than an hour; asking for an earlier time asks the broker
@@ -247,9 +247,7 @@ class Samples:
         self._offsets: list[int] = []
 
     def note(self, now: float, offset: int) -> None:
-        """Say that all messages up to this offset have come by now (Unix seconds)."""
-        if self._times and now < self._times[-1]:
-            self.clear()  # somebody set the clock back
+        """Say that all messages up to this offset have come by now (monotonic seconds)."""
         if len(self._times) > 1 and now - self._times[-2] < self._INTERVAL:
             self._times[-1], self._offsets[-1] = now, offset
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from ...retention import RetainRule
@@ -19,11 +20,21 @@ _BEGIN_KEPT = 1.0  # seconds for which the first offset is not asked for again
 class Past:
     """What was in the stream before now, and where.
 
-    index: of the messages that the reader saw, and in time of those before.
+    index: of the messages that the reader saw, and in time of those before. wall: Unix seconds;
+    steady: seconds that nobody sets.
     """
 
-    def __init__(self, rule: RetainRule, history: StreamPass) -> None:
+    def __init__(
+        self,
+        rule: RetainRule,
+        history: StreamPass,
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._rule = rule
+        self._wall = wall
+        self._steady = steady
+        self._ahead = wall() - steady()
         self.history = history
         self.index = KeyIndex(0)
         self.samples = Samples()
@@ -32,6 +43,18 @@ class Past:
         self._beginning = asyncio.Lock()
         self._begin: int | None = None
         self._begin_at = 0.0
+
+    def note(self, offset: int) -> None:
+        """Note that all messages up to this offset have come by now."""
+        self.samples.note(self._steady(), offset)
+
+    def _oldest(self) -> float:
+        """Return the Unix time before which messages are too old.
+
+        Of the system's clock and one that goes on from the gateway's start the one that is
+        behind: a clock that jumps ahead must not hide what is kept.
+        """
+        return min(self._wall(), self._steady() + self._ahead) - self._rule.age
 
     def renew(self, offset: int) -> None:
         """Begin anew: the reader sees all from this offset on."""
@@ -61,7 +84,7 @@ class Past:
         asked = asyncio.get_running_loop().time()
         async with self._beginning:
             if self._rule.age:
-                known = self.samples.before(time.time() - self._rule.age)
+                known = self.samples.before(self._steady() - self._rule.age)
                 if known is not None:
                     return known + 1
             # One answer is for all who asked before it was looked for.
@@ -69,7 +92,7 @@ class Past:
                 return self._begin
             begun = asyncio.get_running_loop().time()
             if self._rule.age:
-                found = await self.at_time(time.time() - self._rule.age)
+                found = await self._probe(self._oldest())
             else:
                 found = await self.history.probe("first")
             self._begin, self._begin_at = found, begun
@@ -78,7 +101,10 @@ class Past:
     async def at_time(self, when: float) -> int:
         """Return the first offset at or after a time that has been (Unix seconds), or an earlier
         one; raises Unavailable."""
-        known = self.samples.before(when)
+        known = self.samples.before(self._steady() - (self._wall() - when))
         if known is not None:
             return known + 1
+        return await self._probe(when)
+
+    async def _probe(self, when: float) -> int:
         return await self.history.probe(datetime.fromtimestamp(max(0, int(when)), UTC))

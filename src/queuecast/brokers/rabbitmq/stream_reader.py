@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from typing import TYPE_CHECKING
 
 import pika.exceptions
@@ -396,7 +395,7 @@ class StreamReader:
         for feed, batch in lists.items():
             feed.append(batch)
         self.last = last
-        self.past.samples.note(time.time(), last)
+        self.past.note(last)
         return True
 
     def _open(self, offset: int, message: Message) -> bool:

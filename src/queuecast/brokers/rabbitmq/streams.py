@@ -20,7 +20,7 @@ from ...retention import RetainRule
 from .connection import Channel, Link
 from .failures import NOT_FOUND, PRECONDITION_FAILED, of_channel, plain
 from .identity import Identity, current_value
-from .topology import OPAQUE
+from .topology import MATCHED
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def check_rule(rule: RetainRule) -> None:
 
 def check_exchange(rule: RetainRule, kind: str) -> None:
     """Raise ConfigError for an exchange whose messages a rule cannot keep."""
-    if kind in ("headers", OPAQUE):
+    if kind not in MATCHED:
         raise ConfigError(
             f"[[retain]] {rule.destination}: the exchange {rule.exchange!r} routes by more than "
             "the routing key",

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import pika.exceptions
 from pika.compat import long
 
-from ...errors import Conflict, NotFound, QueuecastError, Unavailable
-from ..base import EXCHANGE_TYPES, PREDECLARED, ExchangeSpec, QueueSpec
+from ...errors import BadDestination, ConfigError, Conflict, NotFound, QueuecastError, Unavailable
+from ...pattern import is_pattern
+from ..base import PREDECLARED, ExchangeSpec, QueueSpec
+from ..binding import check_binding, is_own_type, routing_type, unknown_type
 from .connection import Link
 from .failures import (
     NOT_FOUND,
@@ -26,25 +28,33 @@ from .failures import (
     missing_exchange,
     of_channel,
     plain,
+    reason,
 )
 
 log = logging.getLogger(__name__)
 
-# What we call an exchange whose type we cannot learn or match by: a plugin's, or one that this
-# login may not declare.
+# What we call an exchange whose type we cannot learn: one that this login may not declare.
 OPAQUE = "opaque"
+# Types by whose rules we can match ourselves.
+MATCHED = ("direct", "topic", "fanout")
 
 # Seconds for a call about a queue: RabbitMQ 4 waits for a minute for one whose node is down.
 QUEUE_PATIENCE = 4.0
 
-# RabbitMQ compares the type first; the text is the same from 3.8 to 4.x.
-_TYPE = re.compile(r"inequivalent arg 'type' .*current is '([^']+)'")
+# RabbitMQ compares the type first; the text is the same from 3.8 to 4.x. It quotes a plugin's
+# type twice, as Erlang writes an atom that has a hyphen.
+_TYPE = re.compile(r"inequivalent arg 'type' .*current is '+([^']+)'")
+_NO_TYPE = re.compile(r"(?:unknown|invalid) exchange type")
 
 
 class Topology:
-    """What was declared, to be repeated after a reconnect, and what was learned."""
+    """What was declared, to be repeated after a reconnect, and what was learned.
 
-    def __init__(self) -> None:
+    open_link: opens a connection of its own, for what RabbitMQ 3.x closes a connection over.
+    """
+
+    def __init__(self, open_link: Callable[[], Awaitable[Link]]) -> None:
+        self._open_link = open_link
         self._exchanges: dict[str, ExchangeSpec] = {}
         self._queues: dict[str, QueueSpec] = {}
         self._learned: dict[str, str] = {}
@@ -60,14 +70,23 @@ class Topology:
     async def declare(
         self, link: Link, exchanges: Sequence[ExchangeSpec], queues: Sequence[QueueSpec]
     ) -> None:
-        """Create exchanges and queues, then remember them; raises Conflict, Refused, NotFound.
+        """Create exchanges and queues, then remember them.
 
         A queue about which RabbitMQ does not answer, because its node is down, is left to
-        `repeat_queues`.
+        `repeat_queues`. Raises Conflict, Refused, NotFound, ConfigError (a type that the broker
+        does not have, a binding that never matches).
         """
         for exchange in exchanges:
-            await _declare_exchange(link, exchange)
+            await self._declare_exchange(link, exchange)
             self._exchanges[exchange.name] = exchange
+        for queue in queues:
+            for binding in queue.bindings:
+                if not is_pattern(binding.key):
+                    continue
+                try:
+                    await self.check_binding(link, binding.exchange, binding.key)
+                except BadDestination as error:
+                    raise ConfigError(f"queue {queue.name!r}: {error.text}", error.hint) from None
         results = await asyncio.gather(
             *(declare_queue(link, queue) for queue in queues), return_exceptions=True
         )
@@ -87,7 +106,7 @@ class Topology:
         self._learned.clear()
         exchanges = list(self._exchanges.values())
         results = await asyncio.gather(
-            *(_in_time(_declare_exchange(link, each)) for each in exchanges),
+            *(_in_time(self._declare_exchange(link, each)) for each in exchanges),
             return_exceptions=True,
         )
         for exchange, result in zip(exchanges, results, strict=True):
@@ -115,24 +134,51 @@ class Topology:
         """Declare one configured exchange again, if it is configured."""
         exchange = self._exchanges.get(name)
         if exchange is not None:
-            await _declare_exchange(link, exchange)
+            await self._declare_exchange(link, exchange)
 
     def queue(self, name: str) -> QueueSpec:
         """Return how `/queue/name` is declared: as configured, else just durable."""
         return self._queues.get(name) or self._known_queues.get(name) or QueueSpec(name)
 
     async def exchange_type(self, link: Link, name: str) -> str:
-        """Return direct, topic, fanout, headers or OPAQUE; raises NotFound, Unavailable."""
+        """Return the type by whose rules it routes, or OPAQUE; raises NotFound, Unavailable."""
         known = PREDECLARED.get(name)
         if known is not None:
             return known
         exchange = self._exchanges.get(name) or self._known_exchanges.get(name)
         if exchange is not None:
-            return exchange.type
+            return routing_type(exchange)
         learned = self._learned.get(name)
         if learned is None:
             learned = self._learned[name] = await _ask_type(link, name)
         return learned
+
+    async def check_binding(self, link: Link, name: str, key: str) -> str:
+        """Return the exchange's type if a binding by the key can match there.
+
+        Raises BadDestination, NotFound, Unavailable.
+        """
+        kind = await self.exchange_type(link, name)
+        try:
+            check_binding(name, kind, key)
+        except BadDestination:
+            if name not in self._learned:
+                raise
+            # It may have been of that type before, and be another exchange now.
+            self.forget(name)
+            kind = await self.exchange_type(link, name)
+            check_binding(name, kind, key)
+        return kind
+
+    async def _declare_exchange(self, link: Link, spec: ExchangeSpec) -> None:
+        if is_own_type(spec.type):
+            await _declare_exchange(link, spec)
+            return
+        apart = await self._open_link()
+        try:
+            await _declare_exchange(apart, spec)
+        finally:
+            await apart.close()
 
     def forget(self, name: str) -> None:
         """Ask the broker anew next time."""
@@ -171,7 +217,7 @@ async def _ask_type(link: Link, name: str) -> str:
     except pika.exceptions.ChannelClosed as error:
         found = _TYPE.search(error.reply_text)
         if found is not None:
-            return found[1] if found[1] in EXCHANGE_TYPES else OPAQUE
+            return found[1]
         if error.reply_code == PRECONDITION_FAILED and "inequivalent arg" in error.reply_text:
             return "topic"  # the type was right, something else was not
         if error.reply_code == NOT_FOUND:
@@ -201,6 +247,8 @@ async def _declare_exchange(link: Link, spec: ExchangeSpec) -> None:
                 arguments=dict(spec.arguments),
             )
     except pika.exceptions.AMQPError as error:
+        if _NO_TYPE.search(reason(error)):
+            raise ConfigError(*unknown_type(spec)) from None
         raise _conflict(error, "exchange", spec.name, _exchange_words(spec)) from None
 
 
@@ -253,9 +301,11 @@ def _conflict(error: BaseException, kind: str, name: str, wanted: str) -> Queuec
     if isinstance(error, pika.exceptions.ChannelClosed) and (
         error.reply_code == PRECONDITION_FAILED
     ):
+        text = plain(error.reply_text)
+        if kind == "exchange" and "inequivalent arg" not in text:
+            return ConfigError(f"exchange {name!r}: {text}", f"asked for is {wanted}")
         return Conflict(
-            f"{kind} {name!r} exists with other properties: {plain(error.reply_text)}",
-            f"asked for is {wanted}",
+            f"{kind} {name!r} exists with other properties: {text}", f"asked for is {wanted}"
         )
     return of_channel(error)
 
