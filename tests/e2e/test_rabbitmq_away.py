@@ -354,6 +354,6 @@ async def test_a_retained_stream_without_a_replica_here_is_read_elsewhere(
         with pytest.raises(Unavailable):
             await broker.publish(D(f"/topic/{key}"), b"2")
         # The balancer brings new connections to another node: nobody cuts the old ones.
-        proxy._order = (cluster.ports[1],)
+        proxy.order = (cluster.ports[1],)
         await eventually(lambda: broker.ready, "read at another node", 60)
         await broker.publish(D(f"/topic/{key}"), b"3")

@@ -14,6 +14,7 @@ import pytest
 from queuecast.brokers.rabbitmq.address import Address
 from queuecast.brokers.rabbitmq.connection import Link
 from queuecast.brokers.rabbitmq.exchange_watch import ExchangeWatch, Following
+from queuecast.brokers.rabbitmq.hosts import Hosts
 from queuecast.brokers.rabbitmq.supervisor import Supervisor
 from tests.support.rabbit import proxied, through
 from tests.support.servers import RabbitMQ, RabbitServer, unique
@@ -74,9 +75,11 @@ async def watching(url: str) -> AsyncIterator[Watching]:
     async def on_up(link: Link) -> None:
         watch.on_up(link)
 
+    address = Address.parse(url)
     supervisor = Supervisor(
-        Address.parse(url),
+        address,
         "queuecast test consuming",
+        hosts=Hosts(address),
         on_up=on_up,
         on_down=lambda _why: watch.on_down(),
         last_delay=0.5,

@@ -112,7 +112,7 @@ async def test_a_lost_connection_goes_on_by_itself(rabbit: RabbitMQ) -> None:
     ):
         link = broker._publishing.link
         assert link is not None
-        link._drop()
+        link.drop(ConnectionResetError())
         await eventually(lambda: broker.ready and second.connections == 1, "failed over")
         assert first.connections == 1
         assert broker.status == (

@@ -197,7 +197,7 @@ class Supervisor:
 
     async def spare(self) -> Link:
         """Open one more connection, for what may end its connection; raises as Link.open."""
-        return await Link.open(self._address, f"{self._purpose} trial")
+        return await self._hosts.open(self._address, f"{self._purpose} trial")
 
     async def close(self) -> None:
         """Stop reconnecting and close the link."""
