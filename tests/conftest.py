@@ -13,6 +13,7 @@ import uvloop
 
 from tests.support.kafka import Kafka, Kafkas, KafkaServer
 from tests.support.processes import require
+from tests.support.rabbit_cluster import RabbitCluster
 from tests.support.rabbit_installation import VERSIONS
 from tests.support.servers import NginxServer, RabbitMQ, RabbitServer, find_chromium
 
@@ -179,6 +180,26 @@ def rabbit_fresh(rabbits: Rabbits, rabbit_name: str) -> Iterator[RabbitServer]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="module", params=VERSIONS, ids=[f"cluster-{each}" for each in VERSIONS])
+def rabbit_cluster_of_module(request: pytest.FixtureRequest) -> Iterator[RabbitCluster]:
+    """The module's cluster of three nodes; a test rather takes `rabbit_cluster`."""
+    if RabbitMQ.external() is not None:
+        pytest.skip("RabbitMQ: QUEUECAST_TEST_AMQP names a broker that this test must not stop")
+    cluster = RabbitCluster(str(request.param))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def rabbit_cluster(rabbit_cluster_of_module: RabbitCluster) -> RabbitCluster:
+    """A cluster that the module's tests share; all of its nodes run when a test begins."""
+    rabbit_cluster_of_module.start()
+    return rabbit_cluster_of_module
 
 
 @pytest.fixture

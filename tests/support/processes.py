@@ -46,6 +46,15 @@ def free_port() -> int:
     raise RuntimeError("no free port among 200 tried")
 
 
+def listens(port: int) -> bool:
+    """Return whether a server accepts connections on a port of 127.0.0.1."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 def wait_until(ready: Callable[[], bool], *, what: str, timeout: float = 60.0) -> None:
     """Poll until ready() holds.
 

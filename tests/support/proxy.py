@@ -9,6 +9,7 @@ import contextlib
 import socket
 import struct
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, cast
 
@@ -294,11 +295,8 @@ class TcpProxy:
         task.add_done_callback(self._dialling.discard)
 
     async def _dial(self, client: _End) -> None:
-        server = _End(self)
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.create_connection(lambda: server, self._host, self._target_port)
-        except OSError:
+        server = await self._dial_server()
+        if server is None:
             client.reset()
             return
         if client not in self._ends:  # The client left meanwhile.
@@ -307,6 +305,36 @@ class TcpProxy:
         self._ends.add(server)
         server.peer, client.peer = client, server
         client.resume("dialling")
+
+    async def _dial_server(self) -> _End | None:
+        """Return a connection to the first target that accepts one."""
+        loop = asyncio.get_running_loop()
+        for port in self._targets():
+            server = _End(self)
+            try:
+                await loop.create_connection(lambda made=server: made, self._host, port)  # type: ignore[misc]
+            except OSError:
+                continue
+            return server
+        return None
+
+    def _targets(self) -> Sequence[int]:
+        return (self._target_port,)
+
+
+class FailoverProxy(TcpProxy):
+    """Passes each connection to the first of several servers that accepts one.
+
+    preferred: the index of the port that is tried first; the others follow in their order. A
+    server that stands still accepts all the same, as it does behind a real balancer.
+    """
+
+    def __init__(self, ports: Sequence[int], *, preferred: int = 0) -> None:
+        super().__init__("127.0.0.1", ports[preferred])
+        self._order = (*ports[preferred:], *ports[:preferred])
+
+    def _targets(self) -> Sequence[int]:
+        return self._order
 
 
 class _Client(_End):

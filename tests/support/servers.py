@@ -25,7 +25,7 @@ import pika.exceptions
 import pytest
 
 from tests.support.erlang import evaluate, find_erl_call
-from tests.support.processes import Directory, Process, free_port, require, wait_until
+from tests.support.processes import Directory, Process, free_port, listens, require, wait_until
 from tests.support.rabbit_installation import RabbitInstallation
 
 # Seconds; a broker's first start on a busy two-core machine has been seen to take 20.
@@ -349,12 +349,12 @@ class RabbitServer(RabbitMQ):
             command = [*self._installation.epmd(base), "-port", str(self._epmd_port)]
             command += ["-address", "127.0.0.1"]
             self._epmd = Process(command, log=base / "epmd.log", env=self._environment())
-            self._epmd.wait_until(lambda: _listens(self._epmd_port), what="epmd")
+            self._epmd.wait_until(lambda: listens(self._epmd_port), what="epmd")
         for attempts_left in reversed(range(_ATTEMPTS)):
             command = [*self._installation.script("rabbitmq-server", base)]
             self._process = Process(command, log=base / "server.log", env=self._environment())
             try:
-                self._process.wait_until(self._speaks_amqp, what="RabbitMQ's start", timeout=_START)
+                self._process.wait_until(self.speaks_amqp, what="RabbitMQ's start", timeout=_START)
                 return
             except RuntimeError as error:
                 if not attempts_left or not self._checked_too_early(self._process):
@@ -371,7 +371,7 @@ class RabbitServer(RabbitMQ):
         """
         return not process.running and "failed_to_deny_deprecated_features" in process.log_tail()
 
-    def _speaks_amqp(self) -> bool:
+    def speaks_amqp(self) -> bool:
         """Ask for AMQP 0-9-1 and look for Connection.Start (class 10, method 10)."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as probe:
@@ -406,7 +406,7 @@ class RabbitServer(RabbitMQ):
         if self._process is not None:
             self._process.kill()
             self._process = None
-            wait_until(lambda: not _listens(self.port), what="the killed broker's port")
+            wait_until(lambda: not listens(self.port), what="the killed broker's port")
 
     def restart(self) -> None:
         """Stop the node and start it again on the same port."""
@@ -486,7 +486,7 @@ http {{
         base = self._directory.path
         command = [self._command, "-e", "stderr", "-p", f"{base}/", "-c", f"{base}/nginx.conf"]
         self._process = Process(command, log=base / "nginx.log")
-        self._process.wait_until(lambda: _listens(self.port), what="nginx's start")
+        self._process.wait_until(lambda: listens(self.port), what="nginx's start")
 
     def reload(self, server: str | None = None, *, http: str = "") -> None:
         """Reload, with another configuration if one is given, and wait for the new worker."""
@@ -510,7 +510,7 @@ http {{
             self._process.kill()
             self._process = None
             # The worker is a grandchild: nobody here can wait for it, and it holds the listener.
-            wait_until(lambda: not _listens(self.port), what="the killed nginx's port")
+            wait_until(lambda: not listens(self.port), what="the killed nginx's port")
 
     def close(self) -> None:
         """Kill nginx and remove its directory."""
@@ -526,11 +526,3 @@ def find_chromium() -> Path | None:
         if found:
             return Path(found)
     return None
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5):
-            return True
-    except OSError:
-        return False
