@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from tests.support.kafka import Kafka, Kafkas, KafkaServer
+from tests.support.kafka_cluster import KafkaCluster
 from tests.support.processes import require
 from tests.support.rabbit_cluster import RabbitCluster
 from tests.support.rabbit_installation import VERSIONS
@@ -169,6 +170,22 @@ def kafka(kafkas: Kafkas) -> Kafka:
 def kafka_own(kafkas: Kafkas) -> KafkaServer:
     """A Kafka that a test may stop and kill; running when it begins, with what others left."""
     return kafkas.own()
+
+
+@pytest.fixture(scope="session")
+def _kafka_cluster() -> Iterator[KafkaCluster]:
+    cluster = KafkaCluster()
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def kafka_cluster(_kafka_cluster: KafkaCluster) -> KafkaCluster:
+    """Three Kafka nodes that a test may kill and freeze; whole and in sync when it begins."""
+    _kafka_cluster.heal()
+    return _kafka_cluster
 
 
 @pytest.fixture

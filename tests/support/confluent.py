@@ -32,7 +32,7 @@ def create(kafka: Kafka, partitions: int = 1, name: str = "", **settings: str | 
     """Create a topic and return its name; settings as `retention_ms=1000`."""
     name = name or unique("topic")
     config = {key.replace("_", "."): str(value) for key, value in settings.items()}
-    topic = _admin.NewTopic(name, partitions, 1, config=config)
+    topic = _admin.NewTopic(name, partitions, kafka.replication, config=config)
     client = admin(kafka)  # its answers end with it
     (made,) = client.create_topics([topic], operation_timeout=ANSWER).values()
     made.result(ANSWER)

@@ -20,10 +20,10 @@ from tests.support.processes import Directory, Process, free_port, require, wait
 _POM = Path(__file__).parents[2] / "scripts" / "kafka.pom.xml"
 
 # Seconds; three on an idle machine, a minute on one that is short of processors.
-_START = 180.0
+START = 180.0
 
 # A fast start and little memory, not throughput.
-_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Djava.awt.headless=true")
+JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Djava.awt.headless=true")
 
 # Who logs in, by mechanism; the name is the user's, too. All but the administrator may do only
 # what an ACL says.
@@ -34,7 +34,7 @@ USERS = {
     "scram512": ("SCRAM-SHA-512", "scram secret"),
 }
 
-_LOG4J = """rootLogger.level=WARN
+LOG4J = """rootLogger.level=WARN
 rootLogger.appenderRef.console.ref=console
 appender.console.type=Console
 appender.console.name=console
@@ -52,7 +52,7 @@ def version() -> str:
     return str(found.text)
 
 
-def _installation() -> Path:
+def installation() -> Path:
     """Return the folder with the jars; the test is skipped where there is none."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "queuecast" / f"kafka-{version()}"
@@ -63,8 +63,46 @@ def _installation() -> Path:
     return folder
 
 
+def java(heap: str, log4j: Path, main: str, *args: str | Path) -> list[str | Path]:
+    """Return the command that runs one of Kafka's programs by its class; heap: "128m"."""
+    jars = f"{installation()}/*"
+    options = (f"-Xmx{heap}", *JVM, f"-Dlog4j2.configurationFile={log4j}")
+    return ["java", *options, "-cp", jars, main, *args]
+
+
+def run_tool(command: Sequence[str | Path], *, stdin: str | None = None, timeout: float) -> str:
+    """Run a command to its end and return what it prints; RuntimeError with that if it fails."""
+    done = subprocess.run(
+        command,
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if done.returncode:
+        said = " ".join(str(part) for part in command[4:])
+        raise RuntimeError(f"{said}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def listens(port: int) -> bool:
+    """Return whether a TCP port of 127.0.0.1 takes connections."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 class Kafka:
-    """A running Kafka that somebody else runs (KAFKA_BOOTSTRAP): it cannot be stopped."""
+    """A running Kafka that somebody else runs (KAFKA_BOOTSTRAP): it cannot be stopped.
+
+    replication: replicas that the tests' topics have.
+    """
+
+    replication = 1
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
@@ -83,7 +121,7 @@ class KafkaServer(Kafka):
     def __init__(self, *settings: str, advertised: int = 0) -> None:
         """settings: more lines for server.properties. advertised: the port where it tells clients
         without login to find it, a proxy's; its own by default."""
-        self._jars = _installation()
+        installation()  # else the test is skipped, before anything is made
         self.port, self.sasl_port, self.tls_port, self._controller = (free_port() for _ in range(4))
         self.advertised = advertised or self.port
         super().__init__(f"127.0.0.1:{self.port}")
@@ -92,7 +130,7 @@ class KafkaServer(Kafka):
         base = self._directory.path
         self.data = base / "data"
         self.cafile = base / "ca.pem"
-        (base / "log4j2.properties").write_text(_LOG4J)
+        (base / "log4j2.properties").write_text(LOG4J)
         (base / "server.properties").write_text(self._properties(settings))
         self._format()
 
@@ -168,17 +206,7 @@ class KafkaServer(Kafka):
         return both
 
     def _java(self, heap: str, main: str, *args: str | Path) -> list[str | Path]:
-        log4j = self._directory.path / "log4j2.properties"
-        return [
-            "java",
-            f"-Xmx{heap}",
-            *_JVM,
-            f"-Dlog4j2.configurationFile={log4j}",
-            "-cp",
-            f"{self._jars}/*",
-            main,
-            *args,
-        ]
+        return java(heap, self._directory.path / "log4j2.properties", main, *args)
 
     def _format(self) -> None:
         scram: list[str] = []
@@ -197,18 +225,7 @@ class KafkaServer(Kafka):
 
         Raises RuntimeError with its output when it fails.
         """
-        done = subprocess.run(
-            self._java("128m", main, *args),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{main} {' '.join(args)}: {done.stdout}{done.stderr}")
-        return done.stdout
+        return run_tool(self._java("128m", main, *args), stdin=stdin, timeout=timeout)
 
     def login(self, user: str, *, tls: bool = False) -> str:
         """Return the URL by which one of USERS logs in."""
@@ -230,17 +247,17 @@ class KafkaServer(Kafka):
         log = base / "server.log"
         before = log.stat().st_size if log.exists() else 0
         self._process = Process(command, log=log)
-        self._process.wait_until(lambda: self._serves(before), what="Kafka's start", timeout=_START)
+        self._process.wait_until(lambda: self._serves(before), what="Kafka's start", timeout=START)
 
     def _serves(self, since: int) -> bool:
         # It listens before it serves; what it logs tells when.
         log = self._directory.path / "server.log"
-        return b"Kafka Server started" in log.read_bytes()[since:] and _listens(self.port)
+        return b"Kafka Server started" in log.read_bytes()[since:] and listens(self.port)
 
     def stop(self) -> None:
         """Stop the node as an operator would."""
         if self._process is not None:
-            self._process.terminate(timeout=_START)
+            self._process.terminate(timeout=START)
             self._process = None
 
     def kill(self) -> None:
@@ -248,7 +265,7 @@ class KafkaServer(Kafka):
         if self._process is not None:
             self._process.kill()
             self._process = None
-            wait_until(lambda: not _listens(self.port), what="the killed Kafka's port")
+            wait_until(lambda: not listens(self.port), what="the killed Kafka's port")
 
     def restart(self) -> None:
         """Stop the node and start it again, with the same log directory and ports."""
@@ -289,11 +306,3 @@ class Kafkas:
     def close(self) -> None:
         for server in self._servers.values():
             server.close()
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5):
-            return True
-    except OSError:
-        return False
