@@ -17,6 +17,9 @@ from tests.support.servers import RabbitServer
 # Of a run's duration, how long a cluster's node is held down; and the least and most seconds.
 _HELD = (0.25, 8.0, 180.0)
 
+# A producer that goes on would create a topic that an operator has deleted, with one partition.
+_NO_MORE = "auto.create.topics.enable=false"
+
 
 @contextlib.contextmanager
 def open_site(name: str, duration: float) -> Iterator[Site]:
@@ -28,12 +31,12 @@ def open_site(name: str, duration: float) -> Iterator[Site]:
         if name == "embedded":
             yield Site()
         elif name == "kafka":
-            kafka = KafkaServer(advertised=free_port())
+            kafka = KafkaServer(_NO_MORE, advertised=free_port())
             stack.callback(kafka.close)
             kafka.start()
             yield KafkaSite(kafka)
         elif name == "kafka-cluster":
-            brokers = KafkaCluster()
+            brokers = KafkaCluster(_NO_MORE)
             stack.callback(brokers.close)
             brokers.start()
             yield KafkaClusterSite(brokers, held)
