@@ -9,11 +9,13 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import queuecast
+from tests.chaos.clock import now
 from tests.chaos.site import Site
 from tests.support.processes import Directory, Process, free_port, wait_until
 from tests.support.proxy import TcpProxy, _End
@@ -37,6 +39,8 @@ class Gateway:
         self._environment = environment
         self._process: Process | None = None
         self._starting = threading.Lock()
+        # When it ended by itself, and its last words.
+        self.ends: list[str] = []
         self._config.write_text(
             f"""
 [server]
@@ -56,18 +60,28 @@ bytes = "1MB"
     def start(self) -> None:
         """Start it and return when it serves, whatever its broker does, or was killed again.
 
-        Raises RuntimeError when it ended by itself.
+        It is started again when it ended by itself, as a service manager does, and that is noted;
+        raises RuntimeError when it does so for long.
         """
-        with self._starting:
-            if self.running:
+        deadline = time.monotonic() + _START
+        while True:
+            with self._starting:
+                if self.running:
+                    return
+                command = [sys.executable, "-m", "queuecast", "serve", "--config"]
+                started = Process([*command, self._config], log=self.log, env=self._environment)
+                self._process = started
+            try:
+                started.wait_until(lambda: self.asked("/healthz"), what=self.name, timeout=_START)
+            except RuntimeError as error:
+                if started is not self._process:
+                    return
+                if time.monotonic() > deadline:
+                    raise
+                self.ends.append(f"at {now():.2f}: {str(error).splitlines()[-1]}")
+                time.sleep(1)
+            else:
                 return
-            command = [sys.executable, "-m", "queuecast", "serve", "--config", str(self._config)]
-            started = self._process = Process(command, log=self.log, env=self._environment)
-        try:
-            started.wait_until(lambda: self.asked("/healthz"), what=self.name, timeout=_START)
-        except RuntimeError:
-            if started is self._process:
-                raise
 
     def asked(self, path: str) -> bool:
         try:

@@ -160,6 +160,8 @@ class Run:
         judge_work(self.workers, self.sources, diary, verdict, site.unmarked)
         for visitor in [*self.clients, *self.workers]:
             judge_refusals(visitor, sources, diary, verdict)
+        for gateway in self.house.gateways:
+            verdict.failures += [f"{gateway.name} ended by itself {end}" for end in gateway.ends]
         for source in self.sources:
             judge_publishing(source, diary, verdict, acks=site.majority)
         self._count(verdict.counts)
