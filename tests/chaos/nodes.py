@@ -9,7 +9,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -41,6 +40,7 @@ class Gateway:
         self._starting = threading.Lock()
         # When it ended by itself, and its last words.
         self.ends: list[str] = []
+        self.kept = False
         self._config.write_text(
             f"""
 [server]
@@ -58,30 +58,31 @@ bytes = "1MB"
         return self._process is not None and self._process.running
 
     def start(self) -> None:
-        """Start it and return when it serves, whatever its broker does, or was killed again.
+        """Start it and return when it serves, whatever its broker does, or has ended again.
 
-        It is started again when it ended by itself, as a service manager does, and that is noted;
-        raises RuntimeError when it does so for long.
+        Raises RuntimeError when it ended by itself, unless it is kept.
         """
-        deadline = time.monotonic() + _START
-        while True:
-            with self._starting:
-                if self.running:
-                    return
-                command = [sys.executable, "-m", "queuecast", "serve", "--config"]
-                started = Process([*command, self._config], log=self.log, env=self._environment)
-                self._process = started
-            try:
-                started.wait_until(lambda: self.asked("/healthz"), what=self.name, timeout=_START)
-            except RuntimeError as error:
-                if started is not self._process:
-                    return
-                if time.monotonic() > deadline:
-                    raise
-                self.ends.append(f"at {now():.2f}: {str(error).splitlines()[-1]}")
-                time.sleep(1)
-            else:
+        with self._starting:
+            if self.running:
                 return
+            command = [sys.executable, "-m", "queuecast", "serve", "--config", str(self._config)]
+            started = self._process = Process(command, log=self.log, env=self._environment)
+        try:
+            started.wait_until(lambda: self.asked("/healthz"), what=self.name, timeout=_START)
+        except RuntimeError:
+            if started is self._process and not self.kept:
+                raise
+
+    async def keep(self) -> None:
+        """Start it again whenever it has ended by itself, as a service manager does, and note
+        that; until cancelled."""
+        self.kept = True
+        while True:
+            await asyncio.sleep(1)
+            ended = self._process
+            if ended is not None and not ended.running:
+                self.ends.append(f"at {now():.2f}: {ended.log_tail(1)}")
+                await asyncio.to_thread(self.start)
 
     def asked(self, path: str) -> bool:
         try:
@@ -143,10 +144,14 @@ class House:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.web.port}"
 
-    async def ready(self) -> None:
-        """Return when every gateway has its broker."""
-        for gateway in self.gateways:
-            await asyncio.to_thread(gateway.ready)
+    async def ready(self) -> bool:
+        """Return when every gateway has its broker; False if that takes too long."""
+        try:
+            for gateway in self.gateways:
+                await asyncio.to_thread(gateway.ready)
+        except TimeoutError:
+            return False
+        return True
 
 
 def embedded_keeps() -> bool:
@@ -175,6 +180,7 @@ async def house(site: Site) -> AsyncIterator[House]:
             await asyncio.to_thread(gateway.start)
         web = await stack.enter_async_context(Balancer(gateways))
         made = House(gateways, web, site)
-        await made.ready()
+        if not await made.ready():
+            raise RuntimeError(f"no broker:\n{gateways[-1].log.read_text(errors='replace')}")
         await site.settled()
         yield made

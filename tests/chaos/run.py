@@ -52,6 +52,7 @@ class Run:
         """Do all of it; raises what a publisher or client fails with."""
         async with asyncio.TaskGroup() as group:
             visits = [group.create_task(each.run()) for each in [*self.clients, *self.workers]]
+            visits += [group.create_task(each.keep()) for each in self.house.gateways]
             await self._all_there()
             publishing = [group.create_task(each.run()) for each in self.publishers]
             self._start = now()
@@ -82,10 +83,10 @@ class Run:
         """Wait until all have what there is; tell whether they did in time."""
         self.say("peace")
         deadline = now() + SETTLE
-        await self.house.ready()
+        there = await self.house.ready()
         # First everybody sees something that was published after the last fault …
         marks = {source.key: source.confirmed + 1 for source in self.sources}
-        there = await self._until(lambda: not self._behind(marks), deadline)
+        there &= await self._until(lambda: not self._behind(marks), deadline)
         # … then the very last of it.
         for publisher in self.publishers:
             publisher.stop()
