@@ -224,6 +224,7 @@ def judge_delay(
     fail: else it is a failure. The time that faults make everybody wait is not counted."""
     last: defaultdict[str, int] = defaultdict(int)
     keys = set(_keys(client, sources))
+    worst: tuple[float, Seen | None] = (0.0, None)
     for each in client.record:
         if isinstance(each, Missed) or each.key not in keys or each.number <= last[each.key]:
             continue
@@ -235,10 +236,12 @@ def judge_delay(
         away = [(start - 1, end + 1) for start, end in client.absences]
         away += [(e.began, e.ended) for e in diary.events if e.kind in _STALLS]
         waited = each.at - began - covered(away, began, each.at)
-        longest = "longest wait of a client, ms"
-        verdict.counts[longest] = max(verdict.counts[longest], int(waited * 1000))
-        if fail and waited > LIVE_AGAIN:
-            verdict.failures.append(f"{client.name}: {each} came {waited:.1f} s late")
+        if waited > worst[0]:
+            worst = waited, each
+    longest = "longest wait of a client, ms"
+    verdict.counts[longest] = max(verdict.counts[longest], int(worst[0] * 1000))
+    if fail and worst[0] > LIVE_AGAIN:
+        verdict.failures.append(f"{client.name}: {worst[1]} came {worst[0]:.1f} s late")
 
 
 def judge_refusals(
