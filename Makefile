@@ -17,11 +17,12 @@ JOBS ?= 2
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test servers check chaos bench lint format lock clean
+.PHONY: help demo test soak servers check chaos bench lint format lock clean
 
 help: ## show this list
 	@echo "make demo     start the gateway with its demo pages (needs Python 3.11 or newer, nothing else)"
 	@echo "make test     lint and every test; installs what it needs: RabbitMQ 3.10 and 4.0, Kafka, Java, Chromium, nginx, npm packages"
+	@echo "make soak     the long tests that make test leaves out: the short form of the chaos test on every broker and cluster"
 	@echo "make check    lint, types and the unit tests, in seconds; needs no server"
 	@echo "make chaos    break gateways, brokers and connections for minutes and count what got lost: nothing"
 	@echo "make bench    measure against a null server, Nchan, Node.js bridges, Web STOMP, in about eleven minutes; ARGS='--only fanout'"
@@ -38,7 +39,11 @@ demo: $(VENV)/.runtime
 # What is installed for the tests comes over the network, while this machine looks at the sources.
 test:
 	@$(MAKE) --no-print-directory -j 2 lint servers
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -m "not soak" $(ARGS)
+
+# One at a time: each keeps two cores busy by itself.
+soak: $(VENV)/.dev servers
+	$(PYTEST) -n 0 -m soak $(ARGS)
 
 servers:
 	scripts/test-servers.sh
@@ -47,7 +52,8 @@ check: lint
 	$(PYTEST) -q tests/unit tests/server $(ARGS)
 
 # make chaos ARGS="--duration 600 --broker rabbitmq-4.0 --clients 300 --seed 7"
-# make chaos ARGS="--broker kafka"
+# make chaos ARGS="--broker kafka --faults broker,operator"
+# make chaos ARGS="--broker rabbitmq-cluster --broker kafka-cluster"
 chaos: $(VENV)/.dev
 	scripts/test-servers.sh
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -11,14 +11,22 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.clock import now, stamp
-from tests.chaos.nodes import Server, embedded_keeps
+from tests.chaos.nodes import embedded_keeps
 from tests.chaos.run import chaos
-from tests.support.kafka import KafkaServer
-from tests.support.processes import free_port
+from tests.chaos.schedule import GROUPS
+from tests.chaos.sites import open_site
 from tests.support.rabbit_installation import VERSIONS
-from tests.support.servers import RabbitServer
 
-BROKERS = ["embedded", *(f"rabbitmq-{version}" for version in VERSIONS), "kafka"]
+BROKERS = [
+    "embedded",
+    *(f"rabbitmq-{version}" for version in VERSIONS),
+    *(f"rabbitmq-cluster-{version}" for version in VERSIONS),
+    "kafka",
+    "kafka-cluster",
+]
+
+# Names for several of them.
+_SEVERAL = {"rabbitmq-cluster": [f"rabbitmq-cluster-{version}" for version in VERSIONS]}
 
 
 def say(text: str) -> None:
@@ -27,34 +35,25 @@ def say(text: str) -> None:
 
 
 def run(broker: str, asked: argparse.Namespace) -> bool:
-    server: Server | None = None
     say(f"--- {broker}")
-    if broker == "kafka":
-        try:
-            server = KafkaServer(advertised=free_port())
-        except pytest.skip.Exception as missing:
-            say(f"not run: {missing}")
-            return asked.broker is None  # who named it wanted it
-    elif broker != "embedded":
-        server = RabbitServer(broker.removeprefix("rabbitmq-"))
-    if server is not None:
-        server.start()
     began = now()
     try:
-        verdict = asyncio.run(
-            chaos(
-                server,
-                seed=asked.seed,
-                duration=asked.duration,
-                clients=asked.clients,
-                interval=asked.interval,
-                logs=asked.logs,
-                say=say,
+        with open_site(broker, asked.duration) as site:
+            verdict = asyncio.run(
+                chaos(
+                    site,
+                    seed=asked.seed,
+                    duration=asked.duration,
+                    clients=asked.clients,
+                    interval=asked.interval,
+                    faults=asked.faults,
+                    logs=asked.logs,
+                    say=say,
+                )
             )
-        )
-    finally:
-        if server is not None:
-            server.close()
+    except pytest.skip.Exception as missing:
+        say(f"not run: {missing}")
+        return not asked.broker  # A broker that was named is wanted.
     say(f"{broker}, seed {asked.seed}, {now() - began:.0f} s in all")
     for name, count in sorted(verdict.counts.items()):
         say(f"{count:10} {name}")
@@ -64,16 +63,34 @@ def run(broker: str, asked: argparse.Namespace) -> bool:
     return not verdict.failures
 
 
+def groups(text: str) -> list[str]:
+    """Return the groups of faults that a command line names."""
+    named = text.split(",")
+    for name in named:
+        if name not in GROUPS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(GROUPS)}")
+    return named
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--broker", choices=BROKERS, action="append", help="default: each in turn")
+    parser.add_argument(
+        "--broker", choices=[*BROKERS, *_SEVERAL], action="append", help="default: each in turn"
+    )
+    parser.add_argument(
+        "--faults",
+        type=groups,
+        default=list(GROUPS),
+        help=f"which, with commas: {','.join(GROUPS)}; default: all",
+    )
     parser.add_argument("--duration", type=float, default=120.0, help="seconds of faults")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--interval", type=float, default=0.2, help="between two publishes, s")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     parser.add_argument("--logs", type=Path, help="a folder for the gateways' logs")
     asked = parser.parse_args()
-    brokers = asked.broker or BROKERS
+    named = asked.broker or BROKERS
+    brokers = [each for name in named for each in _SEVERAL.get(name, [name])]
     if "embedded" in brokers and not embedded_keeps():
         print("this gateway's embedded broker keeps nothing: no --data", file=sys.stderr)
         return 2

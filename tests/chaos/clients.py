@@ -73,12 +73,15 @@ class Visitor:
         self.url = url
         self.chance = random.Random(seed)
         self.conversations = 0
-        self.refusals: list[str] = []
+        # What it was refused for good, and when.
+        self.refusals: list[tuple[float, str]] = []
         # The gateway of this conversation, once it was granted.
         self.gateway = ""
         # When a gateway last answered.
         self.heard = 0.0
         self.trouble: deque[str] = deque(maxlen=8)
+        # When it was not there or did not read, by its own will: from, until.
+        self.absences: list[tuple[float, float]] = []
         self._gateway_of = gateway_of
         self._reading = asyncio.Event()
         self._reading.set()
@@ -100,7 +103,10 @@ class Visitor:
                     self._ended(self._talk.exception())
                 self.gateway = ""
                 away, self._away = self._away, 0.0
+                began = now()
                 await asyncio.sleep(away or self.chance.uniform(0.05, 0.8))
+                if away:
+                    self.absences.append((began, now()))
         finally:
             if self._talk is not None:
                 self._talk.cancel()
@@ -111,7 +117,7 @@ class Visitor:
         if error is None or isinstance(error, (Again, *LOST)):
             return
         if isinstance(error, Refused):
-            self.refusals.append(str(error))
+            self.refusals.append((now(), str(error)))
             return
         raise error
 
@@ -123,10 +129,12 @@ class Visitor:
 
     async def stop_reading(self, seconds: float) -> None:
         self._reading.clear()
+        began = now()
         try:
             await asyncio.sleep(seconds)
         finally:
             self._slept_at = now()
+            self.absences.append((began, self._slept_at))
             self._reading.set()
 
     async def reads(self) -> None:

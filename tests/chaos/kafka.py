@@ -1,25 +1,33 @@
-"""The chaos test's Kafka: its topics, the destinations that read them, and a publisher beside us.
+"""The chaos test's Kafka, a node of its own or a cluster of three, and the destinations there.
 
 A topic keeps its records whoever listens, so nothing here is ever allowed to be missing: no fault
-of a gateway, of the network or of Kafka itself makes a gap due.
+of a gateway, of the network or of Kafka itself makes a gap due. What operators delete is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from typing import Any
+import random
+from contextlib import AsyncExitStack
+from pathlib import Path
 
-from confluent_kafka import Producer
-
+from tests.chaos.kafka_operator import KafkaOperator
+from tests.chaos.kafka_publisher import KafkaPublisher
+from tests.chaos.members import MemberFaults
+from tests.chaos.publishers import Publisher
+from tests.chaos.schedule import Fault
+from tests.chaos.site import Site
 from tests.chaos.sources import KEPT, LIVE, WORK, Source
+from tests.support.kafka import Kafka, KafkaServer
+from tests.support.kafka_cluster import KafkaCluster
+from tests.support.proxy import TcpProxy
 
 # Read as a whole, and by key: three partitions, each with an order of its own.
 KEYED = "kept.keyed"
 _KEYS = ("red", "green", "blue", "white")
 
 # Kafka knows what was committed: what was acked a moment before one of these comes again as new.
-UNMARKED = ("kill node", "kill broker", "cut broker", "fin broker", "stall broker")
+UNMARKED = frozenset({"kill node", "kill broker", "cut broker", "fin broker", "stall broker"})
 
 _PARTITIONS = {KEYED: 3, "chaos-spread": 3}
 
@@ -39,27 +47,6 @@ def make_sources() -> list[Source]:
     return [*made, Source("single", WORK, "http", 40), Source("spread", WORK, "kafka", 40)]
 
 
-def destinations(kind: str) -> tuple[list[str], list[str]]:
-    """Return what clients of a kind subscribe to, and what one does on one connection."""
-    simple = [f"/topic/{kind}.{name}" for name in ("a", "b", "large")]
-    if kind != KEPT:
-        return [*simple[:2], *simple], simple[:2]
-    keyed = [f"/exchange/{KEYED}/{key}" for key in _KEYS]
-    choices = [*simple, keyed[0], keyed[1], f"/topic/{KEYED}", f"/exchange/{KEYED}/#"]
-    return choices, [simple[0], keyed[2]]
-
-
-def tables(url: str) -> str:
-    """Return the broker's part of a gateway's configuration."""
-    text = f'[broker]\nurl = "{url}"\n'
-    for source in make_sources():
-        topic = topic_of(source)[0]
-        if f'"{topic}"' not in text:
-            partitions = _PARTITIONS.get(topic, 1)
-            text += f'[[topic]]\nname = "{topic}"\npartitions = {partitions}\n'
-    return text
-
-
 def topic_of(source: Source) -> tuple[str, str | None]:
     """Return the topic and the record key of a source."""
     if source.kind == WORK:
@@ -68,53 +55,116 @@ def topic_of(source: Source) -> tuple[str, str | None]:
     return topic, key[0] if verb == "exchange" else None
 
 
-class KafkaPublisher:
-    """Publishes at Kafka itself with librdkafka's idempotent producer, as a back end does."""
+class _KafkaSite(Site):
+    """What a node and a cluster have in common."""
 
-    def __init__(self, source: Source, bootstrap: str, interval: float) -> None:
-        self.source = source
-        self._topic, self._key = topic_of(source)
-        self._interval = interval
-        self._settings: dict[str, Any] = {
-            "bootstrap.servers": bootstrap,
-            "enable.idempotence": True,
-            "linger.ms": 0,
-            # It goes on trying for ever, and Kafka has the record once: no outcome is unknown.
-            "message.timeout.ms": 0,
-            "reconnect.backoff.max.ms": 500,
-            "log_level": 0,
+    gateways = ("one", "two")
+    keeps_all = True
+    unmarked = UNMARKED
+
+    def __init__(self, kafka: Kafka) -> None:
+        super().__init__()
+        self._kafka = kafka
+        topics = {topic_of(source)[0]: 1 for source in self.sources} | _PARTITIONS
+        by_topic = {
+            topic: [source for source in self.sources if topic_of(source)[0] == topic]
+            for topic in topics
         }
-        self._stopping = threading.Event()
-        self._abandoned = False
+        self._topics = topics
+        self._operator = KafkaOperator(kafka, self.diary, by_topic, topics)
 
-    async def run(self) -> None:
-        try:
-            await asyncio.to_thread(self._run)
-        finally:
-            self._abandoned = True  # Nobody can cancel a thread.
+    def make_sources(self) -> list[Source]:
+        return make_sources()
 
-    def stop(self) -> None:
-        """Finish the number at hand."""
-        self._stopping.set()
+    @property
+    def bootstrap(self) -> str:
+        """Where gateways and publishers find Kafka."""
+        return self._kafka.bootstrap
 
-    def _run(self) -> None:
-        source = self.source
-        producer = Producer(self._settings)
-        while not self._stopping.wait(self._interval) and not self._abandoned:
-            self._publish(producer, source.confirmed + 1)
-            if not self._abandoned:
-                source.confirmed += 1
+    def tables(self, number: int, directory: Path) -> str:
+        text = f'[broker]\nurl = "kafka://{self.bootstrap}"\n'
+        for topic, partitions in self._topics.items():
+            text += f'[[topic]]\nname = "{topic}"\npartitions = {partitions}\n'
+        return text
 
-    def _publish(self, producer: Any, number: int) -> None:
-        """Publish a number and return when Kafka has it, however long that takes."""
-        answers: list[Any] = []
+    def destinations(self, kind: str) -> tuple[list[str], list[str]]:
+        simple = [f"/topic/{kind}.{name}" for name in ("a", "b", "large")]
+        if kind != KEPT:
+            return [*simple[:2], *simple], simple[:2]
+        keyed = [f"/exchange/{KEYED}/{key}" for key in _KEYS]
+        choices = [*simple, keyed[0], keyed[1], f"/topic/{KEYED}", f"/exchange/{KEYED}/#"]
+        return choices, [simple[0], keyed[2]]
 
-        def done(error: Any, _: Any) -> None:
-            answers.append(error)
+    def publisher(self, source: Source, url: str, interval: float) -> Publisher:
+        if source.via == "kafka":
+            return KafkaPublisher(source, self.bootstrap, *topic_of(source), interval)
+        return super().publisher(source, url, interval)
 
-        body = self.source.body(number).encode()
-        producer.produce(self._topic, body, self._key, on_delivery=done)
-        while not answers and not self._abandoned:
-            producer.poll(0.1)
-        if answers and answers[0] is not None:
-            raise RuntimeError(f"{self._topic}: {answers[0]}")
+
+class KafkaSite(_KafkaSite):
+    """One node, and a proxy before it for gateways and publishers."""
+
+    name = "kafka"
+
+    def __init__(self, server: KafkaServer) -> None:
+        super().__init__(server)
+        self._server = server
+        acts = {"kill broker": self._kill, **self._operator.acts()}
+        self.acts = {kind: self.turns.wrap(act) for kind, act in acts.items()}
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self._server.advertised}"
+
+    @property
+    def possible(self) -> frozenset[str]:
+        return super().possible | {"cut broker", "fin broker", "stall broker"}
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        link = TcpProxy("127.0.0.1", self._server.port)
+        link.port = self._server.advertised  # where Kafka tells its clients to go
+        self.links = [await stack.enter_async_context(link)]
+
+    async def _kill(self, fault: Fault, chance: random.Random) -> None:
+        with self.diary.during(fault.kind):
+            await asyncio.to_thread(self._server.kill)
+            await asyncio.sleep(fault.length)
+            await asyncio.to_thread(self._server.start)
+
+
+class _Nodes:
+    """The cluster's nodes as members.MemberFaults handles them: Kafka counts from 1."""
+
+    def __init__(self, cluster: KafkaCluster) -> None:
+        self._cluster = cluster
+
+    def kill(self, number: int) -> None:
+        self._cluster.kill(number + 1)
+
+    def stop(self, number: int) -> None:
+        self._cluster.stop(number + 1)
+
+    def freeze(self, number: int) -> None:
+        self._cluster.freeze(number + 1)
+
+    def start(self, number: int) -> None:
+        self._cluster.start(number + 1)
+        self._cluster.heal()
+
+    def thaw(self, number: int) -> None:
+        self._cluster.thaw(number + 1)
+        self._cluster.heal()
+
+
+class KafkaClusterSite(_KafkaSite):
+    """Three nodes. Clients of Kafka find another node by themselves, so nothing is before them."""
+
+    name = "kafka-cluster"
+    majority = True
+
+    def __init__(self, cluster: KafkaCluster, held: float) -> None:
+        super().__init__(cluster)
+        members = MemberFaults(_Nodes(cluster), self.diary, self.companions, held).acts()
+        self.unmarked = UNMARKED | members.keys()
+        acts = {**members, **self._operator.acts()}
+        self.acts = {kind: self.turns.wrap(act) for kind, act in acts.items()}

@@ -12,16 +12,12 @@ import threading
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import queuecast
-from tests.chaos import kafka
-from tests.chaos.sources import Source, make_sources
-from tests.support.kafka import KafkaServer
+from tests.chaos.clock import now
+from tests.chaos.site import Site
 from tests.support.processes import Directory, Process, free_port, wait_until
 from tests.support.proxy import TcpProxy, _End
-from tests.support.rabbit import through
-from tests.support.servers import RabbitServer
 
 _SOURCES = str(Path(queuecast.__file__).parents[1])
 
@@ -42,6 +38,9 @@ class Gateway:
         self._environment = environment
         self._process: Process | None = None
         self._starting = threading.Lock()
+        # When it ended by itself, and its last words.
+        self.ends: list[str] = []
+        self.kept = False
         self._config.write_text(
             f"""
 [server]
@@ -59,9 +58,9 @@ bytes = "1MB"
         return self._process is not None and self._process.running
 
     def start(self) -> None:
-        """Start it and return when it serves, whatever its broker does, or was killed again.
+        """Start it and return when it serves, whatever its broker does, or has ended again.
 
-        Raises RuntimeError when it ended by itself.
+        Raises RuntimeError when it ended by itself, unless it is kept.
         """
         with self._starting:
             if self.running:
@@ -71,8 +70,19 @@ bytes = "1MB"
         try:
             started.wait_until(lambda: self.asked("/healthz"), what=self.name, timeout=_START)
         except RuntimeError:
-            if started is self._process:
+            if started is self._process and not self.kept:
                 raise
+
+    async def keep(self) -> None:
+        """Start it again whenever it has ended by itself, as a service manager does, and note
+        that; until cancelled."""
+        self.kept = True
+        while True:
+            await asyncio.sleep(1)
+            ended = self._process
+            if ended is not None and not ended.running:
+                self.ends.append(f"at {now():.2f}: {ended.log_tail(1)}")
+                await asyncio.to_thread(self.start)
 
     def asked(self, path: str) -> bool:
         try:
@@ -122,75 +132,26 @@ def some(proxy: TcpProxy, share: float, chance: random.Random) -> list[_End]:
     return chosen
 
 
-def _tables(broker: str, data: str = "") -> str:
-    """Return a gateway's tables for RabbitMQ, or for the embedded broker with its directory."""
-    kept = f'data = "{data}"\n' if data else ""
-    quorum = "" if data else 'arguments = { x-queue-type = "quorum", x-delivery-limit = 10000 }'
-    return f"""
-[broker]
-url = "{broker}"
-{kept}
-[[retain]]
-destination = "/topic/kept.#"
-age = "2h"
-bytes = "2GB"
-[[queue]]
-name = "chaos-classic"
-[[queue]]
-name = "chaos-quorum"
-{quorum}
-"""
-
-
-# A broker that is a server of its own.
-Server = RabbitServer | KafkaServer
-
-
 class House:
-    """Everything that runs. server: the broker's, None where the broker is embedded."""
+    """Everything that runs: gateways, the balancer before them, and the site of the broker."""
 
-    def __init__(
-        self,
-        gateways: list[Gateway],
-        web: Balancer,
-        server: Server | None,
-        link: TcpProxy | None,
-    ) -> None:
+    def __init__(self, gateways: list[Gateway], web: Balancer, site: Site) -> None:
         self.gateways = gateways
         self.web = web
-        self.server = server
-        self.link = link
+        self.site = site
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.web.port}"
 
-    @property
-    def broker(self) -> str:
-        """Where publishers reach the broker itself: a URL, or Kafka's bootstrap server."""
-        if self.server is None or self.link is None:
-            return ""
-        if isinstance(self.server, KafkaServer):
-            return f"127.0.0.1:{self.link.port}"
-        return through(self.link, self.server.url)
-
-    def sources(self) -> list[Source]:
-        """Return the sources of a run here."""
-        if isinstance(self.server, KafkaServer):
-            return kafka.make_sources()
-        return make_sources(amqp=self.server is not None)
-
-    def destinations(self, kind: str) -> tuple[list[str], list[str]]:
-        """Return what clients of a kind subscribe to, and what one does on one connection."""
-        if isinstance(self.server, KafkaServer):
-            return kafka.destinations(kind)
-        a, b, large = (source.destination for source in self.sources() if source.kind == kind)
-        return [a, b, a, b, large, f"/topic/{kind}.#"], [a, b]
-
-    async def ready(self) -> None:
-        """Return when every gateway has its broker."""
-        for gateway in self.gateways:
-            await asyncio.to_thread(gateway.ready)
+    async def ready(self) -> bool:
+        """Return when every gateway has its broker; False if that takes too long."""
+        try:
+            for gateway in self.gateways:
+                await asyncio.to_thread(gateway.ready)
+        except TimeoutError:
+            return False
+        return True
 
 
 def embedded_keeps() -> bool:
@@ -202,34 +163,24 @@ def embedded_keeps() -> bool:
 
 
 @contextlib.asynccontextmanager
-async def house(server: Server | None) -> AsyncIterator[House]:
-    """Run two gateways before a broker's server that runs, or one that has its own broker."""
+async def house(site: Site) -> AsyncIterator[House]:
+    """Run the gateways before a broker that runs, or one gateway that has its own."""
     environment = {**os.environ, "PYTHONPATH": _SOURCES}
     async with contextlib.AsyncExitStack() as stack:
         directory = Directory("chaos")
         stack.callback(directory.remove)
-        link = None
-        if server is None:
-            data = str(directory.path / "data")
-            tables = _tables("embedded:", data)
-            gateways = [Gateway("one", directory.path, tables, environment)]
-        else:
-            link = TcpProxy("127.0.0.1", urlsplit(server.url).port or 5672)
-            if isinstance(server, KafkaServer):
-                link.port = server.advertised  # where Kafka tells its clients to go
-                tables = kafka.tables(f"kafka://127.0.0.1:{link.port}")
-            else:
-                tables = _tables(through(link, server.url))
-            await stack.enter_async_context(link)
-            gateways = [
-                Gateway(name, directory.path, tables, environment) for name in ("one", "two")
-            ]
+        await site.open(stack)
+        gateways = [
+            Gateway(name, directory.path, site.tables(number, directory.path), environment)
+            for number, name in enumerate(site.gateways)
+        ]
+        site.companions[:] = gateways
         for gateway in gateways:
             stack.callback(gateway.kill)
             await asyncio.to_thread(gateway.start)
         web = await stack.enter_async_context(Balancer(gateways))
-        made = House(gateways, web, server, link)
-        await made.ready()
-        if isinstance(server, RabbitServer):
-            await asyncio.to_thread(server.flush)
+        made = House(gateways, web, site)
+        if not await made.ready():
+            raise RuntimeError(f"no broker:\n{gateways[-1].log.read_text(errors='replace')}")
+        await site.settled()
         yield made

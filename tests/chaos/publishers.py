@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -11,7 +12,8 @@ import aiohttp
 import pika
 import pika.exceptions
 
-from tests.chaos.kafka import KafkaPublisher
+from tests.chaos.clock import now
+from tests.chaos.kafka_publisher import KafkaPublisher
 from tests.chaos.sources import LIVE, WORK, Source
 from tests.support.rabbit import NOT_CONNECTED
 
@@ -48,14 +50,15 @@ class HttpPublisher:
             if status == 200:
                 break
             said = json.loads(text)
-            if said["code"] not in ("outcome_unknown", "publish_failed", "internal"):
-                assert said["retry"], f"{self._url}: {status} {text}"
+            if said["code"] == "publish_failed":
+                source.nacked.append((now(), text))
+            elif said["code"] not in ("outcome_unknown", "internal"):
                 source.copies[number] -= 1  # It says that it did not publish.
                 source.refused += 1
+                if not said["retry"]:
+                    source.denied.append((now(), f"{status} {text}"))
             await asyncio.sleep(0.2)
-        source.confirmed = number
-        if source.copies[number] < 2:
-            del source.copies[number]
+        source.confirm(number)
 
     def stop(self) -> None:
         """Finish the number at hand."""
@@ -66,15 +69,18 @@ class AmqpPublisher:
     """Publishes at RabbitMQ itself with confirms, as a back end does; in a thread of its own.
 
     What has to be kept is published as mandatory, because RabbitMQ confirms what reaches no queue,
-    and just after a start not all bindings and streams are there yet.
+    and just after a start not all bindings and streams are there yet. urls: of the nodes, of which
+    it takes the next one when a connection ends.
     """
 
-    def __init__(self, source: Source, url: str, interval: float) -> None:
+    def __init__(self, source: Source, urls: list[str], interval: float) -> None:
         self.source = source
-        self._parameters = pika.URLParameters(url)
-        self._parameters.socket_timeout = ANSWER
-        self._parameters.stack_timeout = ANSWER
-        self._parameters.heartbeat = 4
+        parameters = [pika.URLParameters(url) for url in urls]
+        for each in parameters:
+            each.socket_timeout = ANSWER
+            each.stack_timeout = ANSWER
+            each.heartbeat = 4
+        self._nodes = itertools.cycle(parameters)
         self._interval = interval
         self._stopping = threading.Event()
         self._abandoned = False
@@ -92,7 +98,7 @@ class AmqpPublisher:
     def _run(self) -> None:
         while not self._abandoned:
             try:
-                connection = pika.BlockingConnection(self._parameters)
+                connection = pika.BlockingConnection(next(self._nodes))
             except NOT_CONNECTED:
                 time.sleep(0.3)
                 continue
@@ -113,7 +119,7 @@ class AmqpPublisher:
         number = source.confirmed + 1
         if self._stopping.is_set() and number not in source.copies:
             return False
-        exchange, key = ("", source.queue) if source.kind == WORK else ("amq.topic", source.key)
+        exchange, key = source.exchange, source.queue if source.kind == WORK else source.key
         source.copies[number] += 1
         persistent = pika.BasicProperties(delivery_mode=2)
         body, mandatory = source.body(number).encode(), source.kind != LIVE
@@ -123,9 +129,11 @@ class AmqpPublisher:
             source.copies[number] -= 1  # It came back: it is in no queue.
             source.refused += 1
             return True
-        source.confirmed = number
-        if source.copies[number] < 2:
-            del source.copies[number]
+        except pika.exceptions.NackError:
+            source.nacked.append((now(), "basic.nack"))
+            time.sleep(0.2)
+            return True
+        source.confirm(number)
         return True
 
 
@@ -138,11 +146,3 @@ def _close(connection: pika.BlockingConnection) -> None:
 
 
 Publisher = HttpPublisher | AmqpPublisher | KafkaPublisher
-
-
-def make_publisher(source: Source, url: str, broker: str, interval: float) -> Publisher:
-    if source.via == "amqp":
-        return AmqpPublisher(source, broker, interval)
-    if source.via == "kafka":
-        return KafkaPublisher(source, broker, interval)
-    return HttpPublisher(source, url, interval)

@@ -3,94 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.chaos import transports
-from tests.chaos.clients import Client, Seen, Transport, Worker
+from tests.chaos.clients import Seen
 from tests.chaos.clock import now
-from tests.chaos.kafka import UNMARKED
-from tests.chaos.nodes import House, Server, house, some
-from tests.chaos.publishers import Publisher, make_publisher
-from tests.chaos.schedule import Fault, make_schedule
-from tests.chaos.sources import KEPT, LIVE, WORK, Source
+from tests.chaos.crowd import make_clients, make_workers
+from tests.chaos.faults import Faults
+from tests.chaos.nodes import House, house
+from tests.chaos.schedule import GROUPS, Fault, choose_kinds, make_schedule
+from tests.chaos.site import Site
+from tests.chaos.sources import KEPT, WORK
 from tests.chaos.verdict import (
     Verdict,
+    judge_delay,
     judge_gaps,
     judge_kept,
     judge_live,
+    judge_publishing,
+    judge_refusals,
     judge_same,
     judge_work,
 )
-from tests.support.kafka import KafkaServer
 
 # Seconds that everybody has, after the last fault, to come to the same end.
 SETTLE = 180.0
 
 Say = Callable[[str], None]
-
-_SINGLE: dict[str, list[Transport]] = {
-    "sse": [transports.sse],
-    "websocket": [transports.websocket],
-    "poll": [transports.poll],
-    "stomp": [transports.stomp],
-    "sockjs": [transports.sockjs],
-    "hopper": [
-        transports.sse,
-        transports.websocket,
-        transports.poll,
-        transports.stomp,
-        transports.sockjs,
-    ],
-}
-
-
-def make_clients(count: int, seed: int, made: House, sources: list[Source]) -> list[Client]:
-    """Return feed clients: kinds, transports and destinations in turn, large messages rarer."""
-    clients: list[Client] = []
-    names = [*_SINGLE, "several"]
-    for number in range(count):
-        kind = (KEPT, KEPT, LIVE)[number % 3]
-        name = names[number // 3 % len(names)]
-        choices, pair = made.destinations(kind)
-        if name == "several":
-            # One composite position, on the transports that have them.
-            destinations, ways = pair, [transports.sse]
-        else:
-            destinations, ways = [choices[number // 3 // 2 % len(choices)]], _SINGLE[name]
-        label = f"{number}-{name}-{'+'.join(destinations)}"
-        clients.append(
-            Client(
-                label,
-                made.url,
-                made.web.gateway_of,
-                f"{seed}-{number}",
-                kind,
-                destinations,
-                ways,
-            )
-        )
-    return clients
-
-
-def make_workers(count: int, seed: int, made: House, sources: list[Source]) -> list[Worker]:
-    queues = [source.queue for source in sources if source.kind == WORK]
-    ways = [transports.websocket_work, transports.stomp_work]
-    return [
-        Worker(
-            f"worker-{number}-{ways[number // 2 % 2].__name__}",
-            made.url,
-            made.web.gateway_of,
-            f"{seed}-w{number}",
-            queues[number % 2],
-            ways[number // 2 % 2],
-        )
-        for number in range(count)
-    ]
 
 
 class Run:
@@ -99,22 +41,18 @@ class Run:
     def __init__(self, made: House, seed: int, clients: int, say: Say, interval: float) -> None:
         self.house = made
         self.say = say
-        self.sources = made.sources()
-        self.workers = make_workers(max(4, clients // 5), seed, made, self.sources)
-        self.clients = make_clients(clients - len(self.workers), seed, made, self.sources)
-        self.publishers: list[Publisher] = [
-            make_publisher(source, made.url, made.broker, interval) for source in self.sources
-        ]
-        # What was done to whom, and when.
-        self.faults: list[tuple[float, str]] = []
+        self.sources = made.site.sources
+        self.workers = make_workers(max(4, clients // 5), seed, made)
+        self.clients = make_clients(clients - len(self.workers), seed, made)
+        self.publishers = [made.site.publisher(each, made.url, interval) for each in self.sources]
+        self._faults = Faults(made, self.clients, self.workers)
         self._start = now()
-        # Held while the broker is down.
-        self._broker = asyncio.Lock()
 
     async def carry_out(self, schedule: list[Fault]) -> Verdict:
         """Do all of it; raises what a publisher or client fails with."""
         async with asyncio.TaskGroup() as group:
             visits = [group.create_task(each.run()) for each in [*self.clients, *self.workers]]
+            visits += [group.create_task(each.keep()) for each in self.house.gateways]
             await self._all_there()
             publishing = [group.create_task(each.run()) for each in self.publishers]
             self._start = now()
@@ -132,68 +70,12 @@ class Run:
             raise RuntimeError(f"not everybody was let in: {out[:5]}")
         # Granted is not yet subscribed, for STOMP: an unretained client may begin a little late.
 
-    # -- the faults -----------------------------------------------------------------------
-
     async def _break(self, schedule: list[Fault]) -> None:
         async with asyncio.TaskGroup() as group:
             for fault in schedule:
                 await asyncio.sleep(self._start + fault.at - now())
                 self.say(f"{fault}")
-                group.create_task(self._do(fault))
-
-    async def _do(self, fault: Fault) -> None:
-        web, link, server = self.house.web, self.house.link, self.house.server
-        chance = random.Random(fault.seed)
-        began = now()
-        match fault.kind:
-            case "kill node":
-                gateway = self.house.gateways[fault.node]
-                if not gateway.running:
-                    return
-                await asyncio.to_thread(gateway.kill)
-                await asyncio.sleep(fault.length)
-                await asyncio.to_thread(gateway.start)
-            case "kill broker":
-                assert server is not None
-                if self._broker.locked():
-                    return
-                async with self._broker:
-                    await asyncio.to_thread(server.kill)
-                    await asyncio.sleep(fault.length)
-                    await asyncio.to_thread(server.start)
-                self.faults.append((now(), "kill broker"))
-            case "cut clients":
-                for end in some(web, fault.share, chance):
-                    end.reset()
-            case "cut broker":
-                assert link is not None
-                for end in some(link, fault.share, chance):
-                    end.reset()
-            case "fin clients":
-                for end in some(web, fault.share, chance):
-                    end.finish()
-            case "fin broker":
-                assert link is not None
-                for end in some(link, fault.share, chance):
-                    end.finish()
-            case "stall clients" | "stall broker":
-                proxy = web if fault.kind == "stall clients" else link
-                assert proxy is not None
-                if proxy.stalled:
-                    return
-                proxy.stall()
-                try:
-                    await asyncio.sleep(fault.length)
-                finally:
-                    proxy.unstall()
-            case "stop reading":
-                readers = [each for each in self.clients if chance.random() < fault.share]
-                await asyncio.gather(*(each.stop_reading(fault.length) for each in readers))
-            case "leave":
-                for each in [*self.clients, *self.workers]:
-                    if chance.random() < fault.share:
-                        each.leave(chance.uniform(0.5, fault.length + 0.5))
-        self.faults.append((began, fault.kind))
+                group.create_task(self._faults.do(fault))
 
     # -- the end --------------------------------------------------------------------------
 
@@ -201,10 +83,10 @@ class Run:
         """Wait until all have what there is; tell whether they did in time."""
         self.say("peace")
         deadline = now() + SETTLE
-        await self.house.ready()
+        there = await self.house.ready()
         # First everybody sees something that was published after the last fault …
         marks = {source.key: source.confirmed + 1 for source in self.sources}
-        there = await self._until(lambda: not self._behind(marks), deadline)
+        there &= await self._until(lambda: not self._behind(marks), deadline)
         # … then the very last of it.
         for publisher in self.publishers:
             publisher.stop()
@@ -246,6 +128,7 @@ class Run:
             acked |= worker.acked.keys()
         return any(
             (source.key, number) not in acked
+            and not self.house.site.diary.destroyed(source, number)
             for source in self.sources
             if source.kind == WORK
             for number in range(1, source.confirmed + 1)
@@ -261,24 +144,31 @@ class Run:
 
     def _judge(self, settled: bool) -> Verdict:
         verdict = Verdict()
+        site, diary = self.house.site, self.house.site.diary
         sources = {source.key: source for source in self.sources}
         if not settled:
             verdict.failures.append(f"not everybody came to the end within {SETTLE:g} s of peace")
             verdict.failures += self._stragglers()
-        kafka = isinstance(self.house.server, KafkaServer)
         for client in self.clients:
             if client.kind == KEPT:
-                judge_kept(client, sources, verdict)
+                judge_kept(client, sources, diary, verdict)
             else:
                 judge_live(client, sources, verdict)
-                judge_gaps(client, self.faults, verdict, never=kafka)
+                judge_gaps(client, sources, diary, verdict, never=site.keeps_all)
+            judge_delay(client, sources, diary, verdict, fail=site.majority)
         kept = [client for client in self.clients if client.kind == KEPT]
-        judge_same(kept, sources, verdict)
-        unmarked = UNMARKED if kafka else ("kill broker",)
-        judge_work(self.workers, self.sources, self.faults, verdict, unmarked)
+        judge_same(kept, sources, diary, verdict)
+        judge_work(self.workers, self.sources, diary, verdict, site.unmarked)
         for visitor in [*self.clients, *self.workers]:
-            verdict.failures += [f"{visitor.name}: refused {text}" for text in visitor.refusals]
-        counts = verdict.counts
+            judge_refusals(visitor, sources, diary, verdict)
+        for gateway in self.house.gateways:
+            verdict.failures += [f"{gateway.name} ended by itself {end}" for end in gateway.ends]
+        for source in self.sources:
+            judge_publishing(source, diary, verdict, acks=site.majority)
+        self._count(verdict.counts)
+        return verdict
+
+    def _count(self, counts: Counter[str]) -> None:
         counts["messages"] = sum(source.confirmed for source in self.sources)
         counts["numbers of unknown outcome"] = sum(len(each.copies) for each in self.sources)
         counts["publishes that were refused and said again"] = sum(
@@ -289,34 +179,31 @@ class Run:
         ) + sum(len(worker.deliveries) for worker in self.workers)
         counts["returns that workers were told of"] = sum(each.returned for each in self.workers)
         counts["conversations"] = sum(each.conversations for each in [*self.clients, *self.workers])
-        # A killed broker stands there twice, for its end and its return.
-        kinds = Counter(kind for _, kind in self.faults)
-        kinds["kill broker"] //= 2
-        counts.update({f"fault: {kind}": count for kind, count in kinds.items() if count})
-        return verdict
+        counts.update(f"fault: {event.kind}" for event in self.house.site.diary.events)
 
 
 async def chaos(
-    server: Server | None,
+    site: Site,
     *,
     seed: int,
     duration: float,
     clients: int,
-    say: Say,
     interval: float = 0.2,
+    faults: Iterable[str] = GROUPS,
     logs: Path | None = None,
+    say: Say,
 ) -> Verdict:
-    """Run the chaos test and return its verdict.
+    """Run it at a site whose broker runs.
 
-    server: a RabbitMQ or Kafka of one's own that runs, None for the durable embedded broker.
-    duration: seconds of faults; interval: seconds between a publisher's messages; logs: a folder
-    for those of the gateways.
+    duration: seconds of faults; interval: seconds between a publisher's messages; faults: the
+    groups of schedule.GROUPS to take them from; logs: a folder for those of the gateways.
     """
     say(f"seed {seed}, {duration:g} s, {clients} clients")
     # Publishers beside the gateways have a thread each; on few cores the default has no more.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
-    async with house(server) as made:
-        schedule = make_schedule(seed, duration, nodes=len(made.gateways), apart=server is not None)
+    async with house(site) as made:
+        kinds = choose_kinds(site.possible, faults)
+        schedule = make_schedule(seed, duration, nodes=len(made.gateways), kinds=kinds)
         run = Run(made, seed, clients, say, interval)
         try:
             verdict = await run.carry_out(schedule)

@@ -153,10 +153,19 @@ def set_password(kafka: Kafka, user: str, password: str) -> None:
 
 def lowest(kafka: Kafka, topic: str, partition: int = 0) -> int:
     """Return the offset of the first record that is still there."""
+    return _watermarks(kafka, topic, partition)[0]
+
+
+def highest(kafka: Kafka, topic: str, partition: int = 0) -> int:
+    """Return the offset that the next record gets."""
+    return _watermarks(kafka, topic, partition)[1]
+
+
+def _watermarks(kafka: Kafka, topic: str, partition: int) -> tuple[int, int]:
     consumer = Consumer(_settings(kafka, **{"group.id": unique("looks")}))
     try:
-        low, _ = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER)
-        return int(low)
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER)
+        return int(low), int(high)
     finally:
         consumer.close()
 

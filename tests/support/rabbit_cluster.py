@@ -42,6 +42,8 @@ SIZE = 3
 # times in that span, so it takes between 3/4 and 5/4 of it.
 TICK = 8
 
+_TRANSIENT = "transient_nonexcl_queues"
+
 # What a node says of the nodes that run RabbitMQ, itself included; 3.10 has an older function.
 _RUNNING = """length(case erlang:function_exported(rabbit_nodes, list_running, 0) of
     true -> rabbit_nodes:list_running();
@@ -74,6 +76,14 @@ class RabbitNode(RabbitServer):
         ]
         with (self.directory / "rabbitmq.conf").open("a") as file:
             file.write("".join(f"{line}\n" for line in settings))
+
+    def start(self) -> None:
+        super().start()
+        # A node that returns to its cluster looks for transient queues while it still loads the
+        # list of queues, and mostly gives up (see _checked_too_early). It denies them once.
+        configuration = self.directory / "rabbitmq.conf"
+        lines = configuration.read_text().splitlines(keepends=True)
+        configuration.write_text("".join(each for each in lines if _TRANSIENT not in each))
 
     def start_epmd(self) -> Process:
         """Start the cluster's port mapper."""
@@ -159,11 +169,12 @@ class RabbitCluster:
             list(pool.map(lambda i: self.nodes[i].start(), which))
         self.until_whole()
 
-    def until_whole(self) -> None:
+    def until_whole(self, *, timeout: float = 120.0) -> None:
         """Return when every node that lives counts as many running nodes as there are, that is,
-        also when those that were killed or frozen are given up."""
+        also when those that were killed or frozen are given up; TimeoutError after `timeout` s
+        of one."""
         for i in self.alive:
-            wait_until(self._sees(i), what=f"node {i} sees the others", timeout=120)
+            wait_until(self._sees(i), what=f"node {i} sees the others", timeout=timeout)
 
     def _sees(self, i: int) -> Callable[[], bool]:
         def sees() -> bool:
