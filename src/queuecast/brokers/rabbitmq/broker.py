@@ -156,6 +156,7 @@ class RabbitBroker:
             self._own.owners,
             deliveries if deliveries is not None else DeliveryBudget(),
             self._away,
+            self._watch,
         )
         self._publisher = Publisher(
             self._publishing,

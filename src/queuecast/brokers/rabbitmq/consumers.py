@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Iterable
 
 from ...delivery import DeliveryBudget
 from ...destination import Destination, Kind
 from ...errors import BadRequest, NotFound, QueuecastError, Unsupported
+from ..background import Background
 from ..base import ConsumeSpec, DeliverySink
 from ..owners import Owners
 from .away import AwayQueues
 from .consumer import QueueConsumer
+from .exchange_watch import ExchangeWatch, Following
 from .failures import Away
 from .pool import ConsumerPool, Line
 from .topology import Topology
@@ -33,6 +37,7 @@ class Consumers:
         owners: Owners,
         budget: DeliveryBudget,
         away: AwayQueues,
+        watch: ExchangeWatch,
     ) -> None:
         self._pool = pool
         self.away = away
@@ -40,6 +45,11 @@ class Consumers:
         self.owners = owners
         self._topology = topology
         self._all: dict[QueueConsumer, Line] = {}
+        self._watch = watch
+        # By exchange: those that own queues are bound to, or shall be.
+        self._followed: dict[str, Following] = {}
+        self._opening: Counter[str] = Counter()
+        self._background = Background(log)
 
     async def open(
         self, destination: Destination, sink: DeliverySink, prefetch: int, spec: ConsumeSpec
@@ -49,6 +59,20 @@ class Consumers:
             raise Unsupported(f"{destination} names no queue")
         if not 1 <= prefetch <= MAX_PREFETCH:
             raise BadRequest(f"prefetch {prefetch}", f"it is 1 to {MAX_PREFETCH}")
+        exchanges = () if spec.queue is None else {each.exchange for each in spec.queue.bindings}
+        self._opening.update(exchanges)
+        try:
+            for exchange in exchanges:
+                # Before the queue is bound, so that no loss goes unnoticed.
+                await self._follow(exchange)
+            return await self._open(destination, sink, prefetch, spec)
+        finally:
+            self._opening.subtract(exchanges)
+            self._unfollow(exchanges)
+
+    async def _open(
+        self, destination: Destination, sink: DeliverySink, prefetch: int, spec: ConsumeSpec
+    ) -> QueueConsumer:
         # An exclusive queue is its connection's (AMQP 0-9-1 section 3.1.4), and sessions declare
         # theirs on the first.
         line, link = await self._pool.take(first=self._is_exclusive(destination, spec))
@@ -85,6 +109,39 @@ class Consumers:
         line = self._all.pop(consumer, None)
         if line is not None:
             self._pool.release(line, consumer)
+            self._unfollow(consumer.exchanges)
+
+    # The exchanges of own queues
+
+    async def _follow(self, exchange: str) -> None:
+        if exchange in self._followed:
+            return
+
+        def on_lost(why: str) -> None:
+            self._background.spawn(self._bind_again(exchange, why), f"binding to {exchange!r}")
+
+        following = await self._watch.follow(exchange, on_lost)
+        if exchange in self._followed:
+            await following.close()  # another opening was as fast
+        else:
+            self._followed[exchange] = following
+
+    def _unfollow(self, exchanges: Iterable[str]) -> None:
+        """Let go of exchanges that no queue is bound to any more."""
+        for exchange in exchanges:
+            if self._opening[exchange] > 0 or exchange in self.exchanges:
+                continue
+            del self._opening[exchange]
+            following = self._followed.pop(exchange, None)
+            if following is not None:
+                self._background.spawn(following.close(), f"letting go of {exchange!r}")
+
+    async def _bind_again(self, exchange: str, why: str) -> None:
+        try:
+            await self.rebind(exchange, why)
+        except NotFound:
+            # The watch calls again when it is back.
+            log.info("queues wait for the exchange %r", exchange)
 
     @property
     def exchanges(self) -> frozenset[str]:
@@ -94,8 +151,7 @@ class Consumers:
     async def rebind(self, exchange: str, why: str) -> None:
         """Bind all own queues again that are bound to an exchange, and tell them the gap.
 
-        For whoever has noticed that the exchange, or a binding of it, was deleted. why: the gap's
-        reason. Raises NotFound while the exchange is missing.
+        why: the gap's reason. Raises NotFound while the exchange is missing.
         """
         for consumer in [each for each in self._all if exchange in each.exchanges]:
             try:
@@ -107,5 +163,6 @@ class Consumers:
 
     async def close(self) -> None:
         """Close all; their unacked deliveries go back."""
+        self._background.cancel()
         await asyncio.gather(*(consumer.close() for consumer in list(self._all)))
         await self._pool.close()
