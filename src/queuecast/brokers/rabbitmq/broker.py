@@ -112,6 +112,7 @@ class RabbitBroker:
             self._streaming,
             self._publishing,
             self._topology,
+            watch=self._watch,
             patience=patience,
             rebind=rebind,
         )

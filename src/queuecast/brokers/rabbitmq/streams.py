@@ -42,6 +42,9 @@ _SETTINGS = {
 }
 _ARGUMENT = re.compile(r"inequivalent arg '([^']+)'")
 _DOWN = "is down or inaccessible"
+# Of our bindings, so that others who unbind a queue by exchange and key do not hit them. The types
+# of exchange that can be retained route by the key alone.
+_OURS = {"x-queuecast": "retain"}
 
 
 def check_rule(rule: RetainRule) -> None:
@@ -136,7 +139,9 @@ async def bind_stream(link: Link, rule: RetainRule) -> bool:
     """
     try:
         async with link.probe() as channel:
-            await channel.call("queue_bind", stream_name(rule), rule.exchange, rule.pattern)
+            await channel.call(
+                "queue_bind", stream_name(rule), rule.exchange, rule.pattern, arguments=_OURS
+            )
     except pika.exceptions.ChannelClosedByBroker as error:
         if error.reply_code == NOT_FOUND and "no exchange" in error.reply_text:
             return False
