@@ -128,6 +128,7 @@ class RabbitBroker:
             self._streaming,
             self._publishing,
             self._topology,
+            watch=self._watch,
             patience=patience,
             rebind=rebind,
         )

@@ -62,6 +62,11 @@ class Following:
         return self._watched.epoch if self._watched is not None else ""
 
     @property
+    def is_blind(self) -> bool:
+        """Whether RabbitMQ lets the user not watch it: only a longer absence is noticed."""
+        return self._watched is not None and self._watched.is_blind
+
+    @property
     def is_watchable(self) -> bool:
         """Whether the exchange is one that can be deleted."""
         return self._watched is not None

@@ -15,6 +15,7 @@ from ...errors import QueuecastError, Unavailable
 from ...retention import RetainRule, rule_for
 from ..base import FeedReader, FeedSink
 from .connection import Link
+from .exchange_watch import ExchangeWatch
 from .stream_feed import RetainedFeed
 from .stream_reader import StreamReader
 from .streams import check_rule, stream_name
@@ -30,8 +31,9 @@ _START = 20.0
 class Retained:
     """All rules of this node.
 
-    supervisor: of the streams' connection; publishing: for the marks. patience: seconds that a
-    call waits. rebind: seconds between looks at bindings and streams.
+    supervisor: of the streams' connection; publishing: for the marks. watch: notices deleted
+    exchanges. patience: seconds that a call waits. rebind: seconds between looks at bindings and
+    streams.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Retained:
         publishing: Supervisor,
         topology: Topology,
         *,
+        watch: ExchangeWatch,
         patience: float,
         rebind: float,
     ) -> None:
@@ -51,6 +54,7 @@ class Retained:
         self._supervisor = supervisor
         self.publishing = publishing
         self.topology = topology
+        self.follow = watch.follow
         self.patience = patience
         self.link: Link | None = None
         self._rebind = rebind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Sequence
 
@@ -135,7 +136,10 @@ class RetainedFeed:
             if low > begin and len(missing.offsets) + len(offsets) < count:
                 return begin
             offsets = [*missing.offsets, *offsets]
-        return offsets[0] if offsets else stream.last + 1
+        first = offsets[0] if offsets else stream.last + 1
+        # Of fewer than were asked for, others may have been among those that are missing.
+        hole = stream.past.holes.last(begin, first - 1) if len(offsets) < count else None
+        return hole.offset if hole is not None else first
 
     async def _known_last(self, count: int) -> Known:
         index = self._stream.past.index
@@ -172,26 +176,39 @@ class RetainedFeed:
         elif stream.rule.age:
             begin = await stream.past.begin()
             if want < begin:
-                gap = "" if await self._nothing(want, begin) else EVICTED
+                hole = stream.past.holes.next(want, begin - 1)
+                gap = hole.why if hole is not None else ""
+                if not await self._nothing(want, begin):
+                    gap = EVICTED
                 want = begin
-        start = want
         known = await self._known_after(want)
-        exact = known.lost < want
-        if exact and known.offsets and known.offsets[0] <= head:
-            offsets = [offset for offset in known.offsets if offset <= head]
+        exact = known.lost < want and stream.past.holes.lost < want
+        end = head
+        if exact or stream.window.covers(want):
+            hole = stream.past.holes.next(want, head)
+            while hole is not None and (
+                hole.offset == want or (exact and _first(known, want) > hole.offset)
+            ):
+                gap, want = gap or hole.why, hole.offset + 1
+                hole = stream.past.holes.next(want, head)
+            if hole is not None:
+                end = hole.offset - 1  # the next page begins with it
+        start = want
+        offsets = [offset for offset in known.offsets if want <= offset <= end] if exact else []
+        if offsets:
             want = at = offsets[0]
             final: int | None = offsets[-1]
         elif exact or want > head:
-            return self._made([], head + 1, gap, start, end=True)
+            return self._made([], end + 1, gap, start, end=end == head)
         else:
             at, final = max(want - 1, 0), None
-        request = PageRequest(self.pattern, want, head, at, final, max_bytes)
+        request = PageRequest(self.pattern, want, end, at, final, max_bytes)
         if stream.window.covers(want):
             self._fill(request)
         else:
             await stream.past.history.ask(request)
         if request.gap_at is not None:
-            gap = gap or EVICTED
+            gap = gap or request.missed or EVICTED
             start = max(start, request.gap_at)
         return self._made(request.messages, request.after, gap, start, end=request.after > head)
 
@@ -228,6 +245,11 @@ class RetainedFeed:
             return await index.after(self._matches, want - 1)
         known = index.of(self.pattern)
         return Known([offset for offset in known.offsets if offset >= want], known.lost)
+
+
+def _first(known: Known, want: int) -> int:
+    """Return the first known offset from `want` on."""
+    return next((offset for offset in known.offsets if offset >= want), sys.maxsize)
 
 
 def _is_enough(known: Known, count: int, begin: int) -> bool:

@@ -22,6 +22,7 @@ from ...message import Message
 from ..matching import matcher
 from .connection import Channel, Link
 from .failures import of_channel
+from .stream_holes import Hole, Holes, hole_of
 from .stream_index import Window
 from .stream_request import Request, keys_of, size_of, take_offset
 from .stream_run import Run
@@ -58,8 +59,8 @@ class _NoLink(Unavailable):
 class StreamPass:
     """The pass over one stream.
 
-    marks: the exchange of messages that concern nobody. wait: returns the link, waiting for it;
-    raises Unavailable.
+    marks: the exchange of messages that are our own. wait: returns the link, waiting for it;
+    raises Unavailable. holes: of the stream, where those that are read are noted.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class StreamPass:
         wait: Callable[[], Awaitable[Link]],
         *,
         window: int = WINDOW,
+        holes: Holes | None = None,
     ) -> None:
         self._stream = stream
         self._marks = marks
         self._wait = wait
         self.window = Window(window)
+        self.holes = Holes() if holes is None else holes
         self._waiting: set[Request] = set()
         self._rested: set[Request] = set()  # of the waiting, those whose run was cut short
         self._active = Run()
@@ -239,15 +242,31 @@ class StreamPass:
     def _serve_from_window(self, request: Request, after: int) -> None:
         """Hand over what the window has; what is missing comes with the run."""
         matches = _matcher(request.pattern)
+        hole = self.holes.next(request.want, after)
         for offset, message in self.window.read(request.want):
+            while hole is not None and hole.offset < offset:
+                if self._ends_before(request, hole):
+                    return
+                hole = self.holes.next(hole.offset + 1, after)
             if matches(message) and request.take(offset, message):
                 self._waiting.discard(request)
                 request.finish(offset + 1)
                 return
+        while hole is not None:
+            if self._ends_before(request, hole):
+                return
+            hole = self.holes.next(hole.offset + 1, after)
         request.want, request.at = after + 1, after
         if request.head <= after:
             self._waiting.discard(request)
             request.finish(after + 1)
+
+    def _ends_before(self, request: Request, hole: Hole) -> bool:
+        if not request.meet(hole):
+            return False
+        self._waiting.discard(request)
+        request.finish(hole.offset)
+        return True
 
     # -- runs -----------------------------------------------------------------------------
 
@@ -401,6 +420,10 @@ class StreamPass:
     def _hand(self, offset: int, message: Message) -> None:
         self._position = offset
         if message.exchange == self._marks:
+            hole = hole_of(message, offset)
+            if hole is not None and self.holes.note(hole):
+                for request in self._active.meet(hole):
+                    self._end(request, offset)
             return
         self.window.add(offset, message, size_of(message))
         for request in self._active.hand(offset, message):

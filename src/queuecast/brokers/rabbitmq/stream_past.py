@@ -38,6 +38,7 @@ class Past:
         self.history = history
         self.index = KeyIndex(0)
         self.samples = Samples()
+        self.holes = history.holes
         self.filling: Backfill | None = None
         """Looks up where the messages before the gateway's start are; None when that is done."""
         self._beginning = asyncio.Lock()
@@ -60,6 +61,7 @@ class Past:
         """Begin anew: the reader sees all from this offset on."""
         self.index = KeyIndex(offset)
         self.samples.clear()
+        self.holes.clear()
         self.filling = None
         self._begin = None
 

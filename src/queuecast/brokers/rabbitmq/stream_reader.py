@@ -25,6 +25,8 @@ from ..matching import Index, new_index
 from .connection import Channel, Link
 from .content import fingerprint
 from .failures import Away, missing_exchange, of_channel, reason
+from .stream_binding import StreamBinding
+from .stream_holes import hole_of
 from .stream_index import Window
 from .stream_mark import Marks, Silent
 from .stream_pass import StreamPass
@@ -32,7 +34,6 @@ from .stream_past import Past
 from .stream_request import keys_of, size_of, take_offset
 from .streams import (
     StreamIdentity,
-    bind_stream,
     check_exchange,
     declare_stream,
     stream_name,
@@ -73,7 +74,9 @@ class StreamReader:
         """The stream's offset up to which everything was handed to the feeds."""
         self.window = Window(WINDOW)
         self._identity = StreamIdentity(self.name)
-        self.past = Past(rule, StreamPass(self.name, self._identity.exchange, owner.wait))
+        marks = self._identity.exchange
+        self.past = Past(rule, StreamPass(self.name, marks, owner.wait))
+        self._binding = StreamBinding(owner, rule, marks, self.past.holes, self.look)
         self.problem = "not started"
         self._feeds: set[RetainedFeed] = set()
         self._by_key: Index[RetainedFeed] = new_index("topic")
@@ -210,6 +213,9 @@ class StreamReader:
             await self._identity.renew(link, self.epoch)
             self._broken = False
         epoch = self._found = await self._identity.learn(link)
+        if epoch != self.epoch:
+            self._binding.forget()
+        await self._bind(link)
         spec: int | str
         if not self.epoch:
             opening, spec = "fresh", "last"
@@ -225,8 +231,9 @@ class StreamReader:
         return opening
 
     async def _prepare(self, link: Link) -> None:
-        """Have the stream, bound; a feed that was open waits for a missing exchange."""
+        """Have the stream; a feed that was open waits for a missing exchange."""
         rule, topology = self.rule, self._owner.topology
+        await self._binding.follow()
         try:
             kind = await topology.exchange_type(link, rule.exchange)
             check_exchange(rule, kind)
@@ -240,25 +247,22 @@ class StreamReader:
             )
         self.kind = kind or self.kind
         await declare_stream(link, rule)
-        bound = bool(kind) and await bind_stream(link, rule)
-        if not bound and not self.epoch:
-            raise missing_exchange(rule.exchange)
-        self._is_bound(bound)
 
-    def _is_bound(self, bound: bool) -> None:
-        """Note whether the exchange is there; what it missed meanwhile is a gap."""
+    async def _bind(self, link: Link) -> None:
+        """Have the stream bound; what it has missed comes as a hole in the stream."""
         exchange = self.rule.exchange
-        if not bound:
-            self._owner.topology.forget(exchange)
-            if not self._unbound:
-                log.warning(
-                    "exchange %r is missing: its retained feeds wait for it to come back", exchange
-                )
-            self._unbound = True
-        elif self._unbound:
+        if await self._binding.bind(link):
             self._unbound = False
-            self._flush()
-            self._gap(f"the exchange {exchange!r} was missing", self.last + 1)
+            return
+        if not self.epoch:
+            raise missing_exchange(exchange)
+        self._owner.topology.forget(exchange)
+        self._binding.missing(self.last)
+        if not self._unbound:
+            log.warning(
+                "exchange %r is missing: its retained feeds wait for it to come back", exchange
+            )
+        self._unbound = True
 
     async def _consume(self, link: Link, spec: int | str) -> None:
         channel = await link.channel()
@@ -292,10 +296,48 @@ class StreamReader:
         try:
             await self._marks.round_trip(channel, lambda: self.last, needed=needed)
         except Silent:
-            # RabbitMQ sends nothing from a place that the stream has not reached: it does not
-            # even have the message any more that we had last.
-            self._broken = self._opening == "resumed"
+            # RabbitMQ sends nothing from a place that the stream has not reached. Either it does
+            # not even have the message any more that we had last, or this node's replica has not
+            # caught up yet.
+            if self._opening == "resumed" and self._link is not None:
+                self._broken = await self._is_shorter(self._link)
             raise
+
+    async def _is_shorter(self, link: Link) -> bool:
+        """Return whether the stream certainly ends before the last message that we had.
+
+        That is proven by a mark, published now, whose offset is not after that message. A replica
+        that is behind does not deliver the mark.
+        """
+        channel = await link.channel()
+        seen = -1
+
+        def on_message(message: Message, tag: int) -> None:
+            nonlocal seen
+            seen = take_offset(message)
+            channel.ack(tag)
+            if message.exchange == self._identity.exchange:
+                self._marks.saw(message.body)
+
+        try:
+            async with asyncio.timeout(ANSWERS):
+                await channel.qos(PREFETCH)
+                await channel.consume(
+                    self.name, "end", on_message, arguments={"x-stream-offset": "last"}
+                )
+            await self._marks.round_trip(channel, lambda: seen, needed=True)
+        except (Unavailable, TimeoutError, pika.exceptions.AMQPError) as error:
+            log.warning(
+                "the stream %s delivers nothing after the message at offset %d: a replica that is "
+                "behind, or what was confirmed is lost; waiting (%s)",
+                self.name,
+                self.last,
+                error,
+            )
+            return False
+        finally:
+            channel.abandon()
+        return seen <= self.last
 
     async def catch_up(self) -> None:
         """Return when what was confirmed before now has been handed over; raises Unavailable.
@@ -334,12 +376,13 @@ class StreamReader:
     async def _look(self, link: Link) -> None:
         """Notice what nobody tells: a lost binding, another epoch."""
         topology, rule = self._owner.topology, self.rule
-        if self._unbound:
+        if self._unbound or self._binding.changed:
+            self._binding.changed = False
             await topology.repeat_exchange(link, rule.exchange)
             with contextlib.suppress(NotFound):
                 if await topology.exchange_type(link, rule.exchange) != self.kind:
                     raise Unavailable("the exchange is of another type now")
-        self._is_bound(await bind_stream(link, rule))
+        await self._bind(link)
         if await self._identity.current(link) != self.epoch:
             raise Unavailable("the stream was made anew")
 
@@ -380,6 +423,11 @@ class StreamReader:
             if message.exchange == mark:
                 # Who waits for it runs when all before it are handed over, below.
                 self._marks.saw(message.body)
+                hole = hole_of(message, offset)
+                if hole is not None and self.past.holes.note(hole):
+                    self._hand(lists, offset - 1)
+                    lists = {}
+                    self._gap(hole.why, offset + 1)
                 continue
             self.window.add(offset, message, size_of(message))
             for key in keys_of(message):
@@ -392,11 +440,14 @@ class StreamReader:
                         batch.append(message)
         if last != self.last:
             self._print = fingerprint(arrived[-1][1])
+        self._hand(lists, last)
+        self.past.note(last)
+        return True
+
+    def _hand(self, lists: dict[RetainedFeed, list[Message]], last: int) -> None:
         for feed, batch in lists.items():
             feed.append(batch)
         self.last = last
-        self.past.note(last)
-        return True
 
     def _open(self, offset: int, message: Message) -> bool:
         """Look at the first message after attaching."""
@@ -446,6 +497,7 @@ class StreamReader:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         await self.past.history.close()
+        await self._binding.close()
         self._settle(Unavailable("the gateway is closing"))
         channel, self._channel = self._channel, None
         self._live.clear()

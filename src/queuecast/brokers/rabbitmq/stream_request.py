@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from ...message import Message
+from .stream_holes import Hole
 from .stream_index import KeyIndex
 
 # Bytes that a message counts beside its body: in memory, and in a page, so that empty ones fill it.
@@ -66,6 +67,10 @@ class Request:
         """Learn that what is wanted begins at `first` only: the rest was deleted."""
         self.want = self.at = first
 
+    def meet(self, hole: Hole) -> bool:
+        """Come to a place where messages are missing; return whether to end right before it."""
+        return False
+
     def pause(self, after: int) -> bool:
         """Learn that others have their turn now; tell whether to end with what there is."""
         return False
@@ -80,8 +85,8 @@ class Request:
 class PageRequest(Request):
     """A page: the pattern's messages from `want` on.
 
-    final: the last offset of the pattern up to `head`, where it is known. gap: whether messages
-    that were wanted are not there any more.
+    final: the last offset of the pattern up to `head`, where it is known. gap_at: where it begins
+    because messages before that are missing; missed: why, "" when they were deleted.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class PageRequest(Request):
         super().__init__(pattern, want, head, at)
         self.messages: list[Message] = []
         self.gap_at: int | None = None
+        self.missed = ""
         self._final = final
         self._left = max_bytes
         self.after = want
@@ -102,6 +108,13 @@ class PageRequest(Request):
     def lose(self, first: int) -> None:
         super().lose(first)
         self.gap_at = first
+
+    def meet(self, hole: Hole) -> bool:
+        if self.messages:
+            return True  # the next page begins with it
+        self.gap_at = hole.offset + 1
+        self.missed = hole.why
+        return False
 
     def pause(self, after: int) -> bool:
         return True  # also an empty page is progress: its reader asks again from there

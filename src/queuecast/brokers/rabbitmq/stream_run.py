@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ...message import Message
 from ..matching import Index, new_index
+from .stream_holes import Hole
 from .stream_request import Request, keys_of
 
 
@@ -58,6 +59,11 @@ class Run:
             if not group.requests:
                 del self._groups[group.pattern]
                 self._index.remove(group.pattern, group)
+
+    def meet(self, hole: Hole) -> list[Request]:
+        """Tell all of a place where messages are missing; returns those that end before it."""
+        inside = [each for each in self._all if each.want <= hole.offset <= each.head]
+        return [each for each in inside if each.meet(hole)]
 
     def hand(self, offset: int, message: Message) -> list[Request]:
         """Give a message to all that want it; returns those that have enough now."""

@@ -45,6 +45,9 @@ _REPLICAS = "x-initial-cluster-size"
 # Streams of which it was said that they have another number of replicas; of rules alone.
 _told: set[str] = set()
 _DOWN = "is down or inaccessible"
+# Of our bindings, so that others who unbind a queue by exchange and key do not hit them. The types
+# of exchange that can be retained route by the key alone.
+_OURS = {"x-queuecast": "retain"}
 
 
 def check_rule(rule: RetainRule) -> None:
@@ -176,7 +179,9 @@ async def bind_stream(link: Link, rule: RetainRule) -> bool:
     """
     try:
         async with link.probe() as channel:
-            await channel.call("queue_bind", stream_name(rule), rule.exchange, rule.pattern)
+            await channel.call(
+                "queue_bind", stream_name(rule), rule.exchange, rule.pattern, arguments=_OURS
+            )
     except pika.exceptions.ChannelClosedByBroker as error:
         if error.reply_code == NOT_FOUND and "no exchange" in error.reply_text:
             return False
