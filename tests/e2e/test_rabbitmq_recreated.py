@@ -118,8 +118,9 @@ def own(name: str, exchange: str, **more: Any) -> ConsumeSpec:
     return ConsumeSpec(queue, owner=Owner())
 
 
+@pytest.mark.parametrize("pause", [0.0, 3.0])
 async def test_a_consumer_whose_exchange_was_recreated_is_bound_again_with_a_gap(
-    rabbit: RabbitMQ, raw: Any
+    rabbit: RabbitMQ, raw: Any, pause: float
 ) -> None:
     exchange, other = unique("exchange"), unique("other")
     for name in (exchange, other):
@@ -137,15 +138,12 @@ async def test_a_consumer_whose_exchange_was_recreated_is_bound_again_with_a_gap
             )
         assert broker._consumers.exchanges == {exchange, other}
         raw.exchange_delete(exchange)
-        with pytest.raises(NotFound):
-            await broker._consumers.rebind(exchange, "it is missing")
-        assert not any(sink.gaps for sink in sinks.values())
-        raw.exchange_declare(exchange, "direct", durable=True)
-        raw.exchange_delete(exchange)
+        await asyncio.sleep(pause)
         raw.exchange_declare(exchange, "topic", durable=True)
-        await broker._consumers.rebind(exchange, "it was deleted")
         for name in ("transient", "durable"):
-            assert sinks[name].gaps == ["it was deleted"]
+            await eventually(lambda n=name: bool(sinks[n].gaps), f"the gap of {name}")  # type: ignore[misc]
+            (why,) = sinks[name].gaps
+            assert repr(exchange) in why
         assert sinks["other"].gaps == []
         await broker.publish(D(f"/exchange/{exchange}/a"), b"after")
         for name in ("transient", "durable"):

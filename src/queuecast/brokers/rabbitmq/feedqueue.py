@@ -53,9 +53,10 @@ _IS_EXPIRED = "the feed's queue expired while the gateway was away"
 _DOWN = "the node of RabbitMQ that held the feed's queue is down"
 _STUCK = "the feed's queue did not deliver what it held, and was given up"
 _UNHEARD = "RabbitMQ delivered nothing: its nodes may not agree on the bindings"
-# What a binding is known by, where its exchange does not look at arguments. An unbind that names
-# queue, exchange and key alone does not concern it.
+# What a binding is known by, where its exchange does not look at such arguments (headers exchanges
+# pass over what begins with x-). An unbind of queue, exchange and key alone does not concern it.
 _MARK = {"x-queuecast": True}
+_MARKED = (*MATCHED, "headers")
 _UNSAFE = re.compile(r"[^\w.\-]", re.ASCII)
 
 
@@ -407,7 +408,7 @@ class FeedQueue:
 
     @property
     def _mark(self) -> dict[str, Any] | None:
-        return _MARK if self.kind in MATCHED else None
+        return _MARK if self.kind in _MARKED else None
 
     async def _bind(self, link: Link, keys: list[str]) -> None:
         mark = self._mark
