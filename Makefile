@@ -21,7 +21,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist load
 
 help: ## show this list
 	@echo "make demo     start the gateway with its demo pages (needs Python 3.11 or newer, nothing else)"
-	@echo "make test     lint and every test; installs what it needs: RabbitMQ 3.10 and 4.0, Kafka, Java, Chromium, nginx, npm packages"
+	@echo "make test     lint and every test; installs what it needs: RabbitMQ 3.10, 4.0 and 4.3, Kafka, Java, Chromium, nginx, npm packages"
 	@echo "make soak     the long tests that make test leaves out: the short form of the chaos test on every broker and cluster"
 	@echo "make check    lint, types and the unit tests, in seconds; needs no server"
 	@echo "make chaos    break gateways, brokers and connections for minutes and count what got lost: nothing"

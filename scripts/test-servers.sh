@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests drive and this machine lacks: RabbitMQ 3.10 and 4.0, Kafka, Chromium,
+# Installs what the tests drive and this machine lacks: RabbitMQ 3.10, 4.0 and 4.3, Kafka, Chromium,
 # nginx, Node.js packages, Java and Spring's STOMP relay. Debian packages only as root and with
 # apt-get; elsewhere it names what is missing and goes on, and the tests that need it are skipped by
 # name (with CI=true they fail). It starts no service: the tests run their own servers on private
@@ -40,6 +40,7 @@ want_rabbitmq() { # version, the Debian that has it
 if [ -z "${QUEUECAST_TEST_AMQP:-}" ]; then
     want_rabbitmq 3.10 bookworm
     want_rabbitmq 4.0 trixie
+    want_rabbitmq 4.3 forky
 fi
 # Kafka needs Java 17 or newer, and Maven to get it; KAFKA_BOOTSTRAP names one that runs already.
 kafka=$(sed -n 's/.*<kafka.version>\(.*\)<.*/\1/p' scripts/kafka.pom.xml)
@@ -100,8 +101,11 @@ make_root() ( # version, the Debian that has it; a subshell, so that the lock en
     eval "$(apt-config shell proxy Acquire::http::Proxy)"
     [ -z "$proxy" ] || export http_proxy=${http_proxy:-$proxy}
     # In a mount namespace of its own no mount of debootstrap's stays, however it ends.
-    unshare --mount debootstrap --variant=minbase --include=rabbitmq-server "$2" "$part" \
-        >"$root.log" 2>&1 || {
+    # A Debian that is newer than this debootstrap is set up as its unstable one.
+    script=/usr/share/debootstrap/scripts/$2
+    [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
+    unshare --mount debootstrap --variant=minbase --include=rabbitmq-server "$2" "$part" "" \
+        "$script" >"$root.log" 2>&1 || {
         tail -n 20 "$root.log" >&2
         exit 1
     }

@@ -17,10 +17,20 @@ from tests.support.processes import free_port, wait_until
 from tests.support.proxy import FailoverProxy
 from tests.support.rabbit import started, through
 from tests.support.rabbit_cluster import TICK, RabbitCluster
+from tests.support.rabbit_installation import NEWEST, VERSIONS
 from tests.support.servers import unique
 from tests.support.sinks import ListFeed, eventually
 
-pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.rabbitmq,
+    pytest.mark.slow,
+    pytest.mark.parametrize(
+        "rabbit_cluster_of_module",
+        [*dict.fromkeys((*VERSIONS, NEWEST))],
+        indirect=True,
+        scope="module",
+    ),
+]
 
 D = Destination.parse
 

@@ -1,7 +1,7 @@
-"""Where RabbitMQ 3.10 and 4.0 are on this machine, and how their programs are run.
+"""Where RabbitMQ 3.10, 4.0 and 4.3 are on this machine, and how their programs are run.
 
-One may be the system's own package or the folder in RABBITMQ_HOME; the other is the package of
-another Debian in a folder that scripts/test-servers.sh sets up, and is run under chroot. Each
+One may be the system's own package or the folder in RABBITMQ_HOME; the others are packages of
+other Debians in a folder that scripts/test-servers.sh sets up, and is run under chroot. Each
 chroot has its mounts in a mount namespace of its own, so that they are gone with its last process,
 however that ends, and nothing has to be unmounted.
 """
@@ -14,7 +14,11 @@ from pathlib import Path
 
 from tests.support.processes import require
 
-VERSIONS = ("3.10", "4.0")
+# What every test of RabbitMQ runs on; QUEUECAST_TEST_RABBITMQ="4.3" asks for others.
+VERSIONS = tuple(os.environ.get("QUEUECAST_TEST_RABBITMQ", "3.10 4.0").split())
+# The newest that Debian has, for the tests of what a version could change: RabbitMQ 4.3 knows no
+# transient queues any more, and keeps its metadata in Khepri.
+NEWEST = "4.3"
 
 _SCRIPTS = "lib/rabbitmq/lib/rabbitmq_server-{version}.*/sbin"
 

@@ -20,14 +20,15 @@ QUORUM = "quorum"
 
 @dataclass(frozen=True, slots=True)
 class FeedKind:
-    """The type of the feeds' queues at one broker."""
+    """The type of the feeds' queues at one broker. version: the broker's, major and minor."""
 
     type: str
+    version: tuple[int, int]
 
     @classmethod
     def of(cls, link: Link) -> FeedKind:
         """Return the type that suits the broker's version."""
-        return cls(QUORUM if link.version >= (4, 0) else CLASSIC)
+        return cls(QUORUM if link.version >= (4, 0) else CLASSIC, link.version)
 
     @property
     def survives_restart(self) -> bool:
@@ -52,6 +53,10 @@ class FeedKind:
             arguments["x-single-active-consumer"] = True
             # Each lost connection counts as an attempt to deliver, and the default limit is 20.
             arguments["x-delivery-limit"] = -1
+            if self.version >= (4, 3):
+                # Milliseconds until a consumer gives its messages back whose node is gone, or cut
+                # off; the default is a minute. RabbitMQ before 4.3 does not wait.
+                arguments["x-consumer-disconnected-timeout"] = 100
         if letters:
             arguments["x-dead-letter-exchange"] = ""
             arguments["x-dead-letter-routing-key"] = letters

@@ -44,6 +44,7 @@ _AGAIN = 0.1
 # Seconds in which RabbitMQ has to answer about one queue. It is silent for a minute about a
 # classic queue whose node is down, and while a frozen node takes part in its cluster.
 _ANSWERS = 5.0
+_CONSUMES = 10.0  # the same for a new consumer: a quorum queue elects a leader when a node dies
 _BINDS = 15.0  # the same for a batch of bindings, on a busy broker
 # Seconds after a ping in which a queue that delivers nothing counts as healthy.
 _SILENT = 10.0
@@ -69,8 +70,7 @@ class FeedQueue:
         self.kind = kind
         self.name = ""
         self.canary: Canary | None = None
-        self.problem = ""
-        """Why it is not read, "" while it is, or is made for the first time."""
+        self._problem = ""
         self._queue_kind: FeedKind | None = None
         self._following: Following | None = None
         self._lost_at = 0.0  # when its channel was lost, by the loop's clock
@@ -92,6 +92,13 @@ class FeedQueue:
     def is_empty(self) -> bool:
         return self._readers.is_empty
 
+    @property
+    def problem(self) -> str:
+        """Why it is not read, "" while it is, or is made for the first time."""
+        if self._problem or self._channel is None or self._intake.settled.is_set():
+            return self._problem
+        return f"the feed of exchange {self.exchange!r} waits for what its queue holds"
+
     def is_on(self, link: Link) -> bool:
         """Whether this queue is consumed on that link."""
         return link is self._link and self._channel is not None
@@ -102,7 +109,7 @@ class FeedQueue:
 
     def on_down(self, why: str) -> None:
         """Fail the openings in progress; the connection is gone."""
-        self.problem = f"RabbitMQ is away: {why}"
+        self._problem = f"RabbitMQ is away: {why}"
         self._lost_at = self._loop.time()
         self._intake.stop_recovery()
         self._readers.refuse(Unavailable(f"RabbitMQ is away: {why}"))
@@ -213,7 +220,7 @@ class FeedQueue:
                     await self.revive(link)
                 await self._apply(link)
                 failures = 0
-                self.problem = ""
+                self._problem = ""
                 continue
             except (QueuecastError, pika.exceptions.AMQPError) as error:
                 problem: Exception = error
@@ -226,7 +233,7 @@ class FeedQueue:
                 continue
             failures += 1
             failure = of_channel(problem, self.exchange)
-            self.problem = f"the feed of exchange {self.exchange!r} is not read: {failure}"
+            self._problem = f"the feed of exchange {self.exchange!r} is not read: {failure}"
             if failures == 1:
                 log.warning("the feed of exchange %r: %s", self.exchange, failure)
             self._readers.refuse(failure)
@@ -358,7 +365,7 @@ class FeedQueue:
             self._channel = channel
             self._intake.attach(channel)
             # Quorum queues know no exclusive consumers: they have a single active one instead.
-            async with asyncio.timeout(_ANSWERS):
+            async with asyncio.timeout(_CONSUMES):
                 await channel.consume(self.name, "feed", on_message, exclusive=True)
         except BaseException:
             self._channel = None
@@ -384,7 +391,7 @@ class FeedQueue:
 
     def _lose_channel(self) -> None:
         self._lost_at = self._loop.time()
-        self.problem = f"the feed of exchange {self.exchange!r} is not read"
+        self._problem = f"the feed of exchange {self.exchange!r} is not read"
         self._intake.detach()
         channel, self._channel = self._channel, None
         if channel is not None:

@@ -419,11 +419,11 @@ class Feeds:
             if isinstance(end, BaseException):
                 log.error("closing a feed's queue failed", exc_info=end)
         self._queues.clear()
-        link = self.link
-        if link is not None and link.is_open:
-            for canary in self._canaries:
-                await canary.remove(link)
-            await self._letters.remove(link)
+        # Together: about each a cluster with a node that is down may be silent for seconds.
+        names = [canary.name for canary in self._canaries]
+        if self._letters.name:
+            names.append(self._letters.name)
+        await asyncio.gather(*(self.delete(name) for name in names))
 
 
 def _address(destination: Destination) -> tuple[str, str]:

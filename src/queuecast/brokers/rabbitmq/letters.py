@@ -20,7 +20,7 @@ from ...message import Message
 from .connection import Channel, Link
 from .failures import of_channel, reason
 from .feedkind import FeedKind
-from .topology import check_queue, try_delete_queue
+from .topology import check_queue
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +138,6 @@ class Letters:
             self._warned.add(why)
             log.warning("%s; see 'Policies' in docs/rabbitmq.md", why)
         self._on_dropped(queue, keys, why)
-
-    async def remove(self, link: Link) -> None:
-        """Delete the queue."""
-        if self.name:
-            await try_delete_queue(link, self.name)
 
 
 def _death(message: Message) -> tuple[str, list[str], str] | None:
