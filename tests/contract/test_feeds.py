@@ -61,18 +61,6 @@ async def test_direct_exchange(broker: Broker, name: str) -> None:
 
 
 @pytest.mark.needs("exchanges")
-async def test_wildcards_of_a_direct_exchange_are_plain_characters(
-    broker: Broker, name: str
-) -> None:
-    await broker.declare([ExchangeSpec(name, "direct")])
-    sink = FeedList()
-    await broker.open_feed(D(f"/exchange/{name}/a.*"), sink)
-    await broker.publish(D(f"/exchange/{name}/a.b"), b"no")
-    await broker.publish(D(f"/exchange/{name}/a.*"), b"yes")
-    assert await sink.got(1) == [b"yes"]
-
-
-@pytest.mark.needs("exchanges")
 async def test_fanout_exchange(broker: Broker, name: str) -> None:
     await broker.declare([ExchangeSpec(name, "fanout")])
     plain, keyed = FeedList(), FeedList()
