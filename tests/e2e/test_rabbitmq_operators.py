@@ -208,3 +208,25 @@ async def test_not_ready_while_a_feed_is_not_read(rabbit: RabbitMQ) -> None:
         assert not broker.ready
         assert "amq.topic" in broker.status
         await eventually(lambda: broker.ready, "ready again")
+
+
+async def test_the_queue_of_what_was_dropped_is_deleted_too(
+    gateway: tuple[RabbitBroker, TcpProxy], rabbit: RabbitMQ, raw: Any, node: str
+) -> None:
+    broker, proxy = gateway
+    key = unique("letters")
+    sink = ListFeed()
+    await broker.open_feed(D(f"/topic/{key}"), sink)
+    names = await asyncio.to_thread(rabbit.list_queues)
+    (name,) = [each for each in names if each.startswith(f"queuecast.{node}.letters.")]
+    raw.queue_delete(name)
+    await eventually(lambda: rabbit.queue(name) is not None, "it is there again")
+    assert not sink.gaps
+    await proxy.refuse()
+    proxy.cut()
+    raw.queue_delete(name)
+    raw.basic_publish("amq.topic", key, b"kept")
+    await proxy.accept()
+    await until_gap(sink)
+    await go_on(sink, lambda body: raw.basic_publish("amq.topic", key, body))
+    assert sink.events == [sink.gaps[0], b"kept", b"after"]

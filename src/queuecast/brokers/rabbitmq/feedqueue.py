@@ -49,7 +49,7 @@ _BINDS = 15.0  # the same for a batch of bindings, on a busy broker
 # Seconds after a ping in which a queue that delivers nothing counts as healthy.
 _SILENT = 10.0
 
-_DELETED = "the feed's queue was deleted, with what it held"
+_DELETED = "the feed's queue was deleted, or expired early by a policy, with what it held"
 _IS_EXPIRED = "the feed's queue expired while the gateway was away"
 _DOWN = "the node of RabbitMQ that held the feed's queue is down"
 _STUCK = "the feed's queue did not deliver what it held, and was given up"
@@ -123,9 +123,9 @@ class FeedQueue:
         """Tell the readers of these routing keys that RabbitMQ dropped a message of theirs."""
         self._readers.gap_of(keys, why)
 
-    def expired(self) -> None:
-        """Tell everyone that messages may have expired while the gateway was away."""
-        self._readers.gap(EXPIRED)
+    def missed(self, why: str) -> None:
+        """Tell all readers of messages that are lost."""
+        self._readers.gap(why)
 
     async def ping(self, now: float) -> bool:
         """Look whether the queue delivers; False when it has not for too long."""

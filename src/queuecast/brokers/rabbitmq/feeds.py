@@ -26,8 +26,9 @@ from .exchange_watch import ExchangeWatch
 from .failures import of_channel
 from .feedkind import FeedKind
 from .feedqueue import FeedQueue
-from .letters import Letters
+from .letters import AWAY, Letters
 from .pings import Pings
+from .recovery import EXPIRED
 from .supervisor import Supervisor
 from .topology import MATCHED, Topology, try_delete_queue
 
@@ -229,15 +230,21 @@ class Feeds:
         """Return the name of the queue for what is dropped, "" where this login may have none."""
         async with self._lock:
             if self._letters_link is not link or not self._letters.is_read:
+                came = False
                 try:
                     async with asyncio.timeout(_CANARY_PATIENCE):
-                        self._letters_came = await self._letters.open(link, FeedKind.of(link))
+                        away = self._letters_link is not link
+                        came = await self._letters.open(link, FeedKind.of(link), away=away)
                 except (QueuecastError, TimeoutError) as error:
                     if not link.is_open:
                         raise Unavailable("the connection to RabbitMQ was lost") from None
-                    self._letters_came = False
                     log.info("what RabbitMQ drops is not noticed for now: %s", error)
-                self._letters_link = link
+                if self._letters_link is not link:
+                    self._letters_link, self._letters_came = link, came
+                elif came:
+                    # Nobody recovers now: it was the letters' channel alone that was lost.
+                    for queue in self._queues.values():
+                        queue.missed(AWAY)
             return self._letters.name if self._may_have_letters else ""
 
     @property
@@ -363,7 +370,7 @@ class Feeds:
                     return  # it is told, or will be looked at again
                 if not await canary.alive(link):
                     for queue in queues:
-                        queue.expired()
+                        queue.missed(EXPIRED)
                     await canary.touch(link, self._publishing.link)
                     return
                 pause, waited = waited, 2 * waited
@@ -379,6 +386,8 @@ class Feeds:
                 queue.canary = None
 
     async def _ping(self, link: Link) -> None:
+        if self._letters_link is link and not self._letters.is_read:
+            await self.letters_of(link)
         now = asyncio.get_running_loop().time()
         places = list(self._queues)[:_PINGS]
         for place in places:

@@ -58,20 +58,21 @@ class Letters:
         self._read = asyncio.Event()
         self._warned: set[str] = set()
 
-    async def open(self, link: Link, kind: FeedKind) -> bool:
-        """Read the letters on a new link; returns whether some came while it was away.
+    async def open(self, link: Link, kind: FeedKind, *, away: bool) -> bool:
+        """Read the letters; returns whether some came since they were read last.
 
-        Raises NotFound, Refused, Unavailable.
+        away: the feeds were not read meanwhile, so that a queue of letters that is gone counts as
+        one that had some. Raises NotFound, Refused, Unavailable.
         """
         self._channel = None
-        ready = 0
+        ready, gone = 0, False
         if self.name:
             try:
                 ready, _consumers = await check_queue(link, self.name)
             except NotFound:
-                self.name = ""
+                gone = True
         try:
-            if not self.name:
+            if gone or not self.name:
                 await self._declare(link, kind)
             await self._consume(link, ready)
         except pika.exceptions.AMQPError as error:
@@ -82,12 +83,14 @@ class Letters:
                     await self._read.wait()
             except TimeoutError:
                 self._waiting = 0
+        # One that is gone may have held letters. The feeds' queues name it, so it keeps its name.
+        self._missed = self._missed or (gone and away)
         if self._missed:
             log.warning("%s; see 'Policies' in docs/rabbitmq.md", AWAY)
         return self._missed
 
     async def _declare(self, link: Link, kind: FeedKind) -> None:
-        name = f"{self._prefix}.letters.{secrets.token_hex(4)}"
+        name = self.name or f"{self._prefix}.letters.{secrets.token_hex(4)}"
         arguments = kind.arguments(self._expires) | {"x-max-length": _LENGTH}
         async with link.probe() as channel:
             await channel.call("queue_declare", name, durable=True, arguments=arguments)
@@ -96,6 +99,7 @@ class Letters:
     async def _consume(self, link: Link, ready: int) -> None:
         channel = await link.channel()
         channel.on_closed = lambda why: self._on_closed(channel, why)
+        channel.on_cancel = lambda _tag: channel.abandon()
         self._waiting, self._missed = ready, False
         self._read.clear()
 
