@@ -145,6 +145,7 @@ async def test_200_clients_stay_while_the_broker_is_restarted(
         numbers(rabbit_own.url, "amq.topic", key) as publishing,
     ):
         await publishing.more(300)
+        await asyncio.to_thread(rabbit_own.flush)
         await asyncio.to_thread(getattr(rabbit_own, how))
         await eventually(lambda: not gw.gateway.broker.ready, "noticed")
         await asyncio.to_thread(rabbit_own.start)
@@ -155,8 +156,12 @@ async def test_200_clients_stay_while_the_broker_is_restarted(
             await stream.until(str(last))
         for stream in streams:
             check_honest(stream, publishing.confirmed)
-            # Transient messages that the broker held are gone: it has to be said, once.
-            assert stream.events.count(GAP) == 1, stream.name
+            # A classic queue forgets the transient messages that it held: it has to be said, once.
+            # A quorum queue keeps them.
+            gaps = 1 if rabbit_own.version == "3.10" else 0
+            assert stream.events.count(GAP) == gaps, stream.name
+            if not gaps:
+                assert set(publishing.confirmed) <= set(stream.numbers)
         assert all(stream.events == streams[0].events for stream in streams)
 
 
