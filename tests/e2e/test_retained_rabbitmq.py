@@ -185,7 +185,9 @@ async def test_a_publish_that_does_not_reach_the_stream_is_refused_for_now(
     async with running(**tables(rabbit, key)) as gw:
         url = f"{gw.url}/publish/topic/{key}.a"
         connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
-        connection.channel().queue_unbind(stream_of(f"/topic/{key}.#"), "amq.topic", f"{key}.#")
+        connection.channel().queue_unbind(
+            stream_of(f"/topic/{key}.#"), "amq.topic", f"{key}.#", {"x-queuecast": "retain"}
+        )
         connection.close()
         answer = await request("POST", url, data="1")
         assert (answer.status, answer.json["code"]) == (503, "unavailable")

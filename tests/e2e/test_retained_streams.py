@@ -41,7 +41,8 @@ async def test_a_publish_that_misses_the_stream_is_told_and_mended(rabbit: Rabbi
             # Whoever publishes with a login of his own, and who says that it need not arrive.
             for publisher in (broker, login):
                 with channel(rabbit) as opened:
-                    opened.queue_unbind(stream_name(kept), "amq.topic", key)
+                    mark = {"x-queuecast": "retain"}
+                    opened.queue_unbind(stream_name(kept), "amq.topic", key, mark)
                 with pytest.raises(Unavailable, match="takes no messages"):
                     await publisher.publish(D(f"/topic/{key}"), b"lost", mandatory=False)
                 # The gateway that reads the stream binds it again.
