@@ -110,9 +110,11 @@ async def test_sessions_outlive_a_restart_of_the_broker(
             await asyncio.to_thread(opened.next, "connected")
             await asyncio.to_thread(opened.next, "receipt")
             await asyncio.to_thread(rabbit_own.restart)
-            # The feed is there again when what is published comes; until then sends are refused.
-            message = await asyncio.to_thread(opened.next, "message")
-            assert "gap" in message["headers"], message
+            if rabbit_own.version == "3.10":
+                # A classic queue forgets transient messages at a restart; a quorum queue keeps them.
+                message = await asyncio.to_thread(opened.next, "message")
+                assert "gap" in message["headers"], message
+            # Until the broker is there again sends are refused.
             await published(running, destination, "after")
             assert (await asyncio.to_thread(opened.next, "message"))["body"] == "after"
 

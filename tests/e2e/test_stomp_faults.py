@@ -78,9 +78,13 @@ def test_sessions_outlive_a_restart_of_the_broker(rabbit_own: RabbitServer) -> N
             return listener.has("MESSAGE", "feed")
 
         wait_until(again, what="the feed is bound again")
-        gap, message = messages(listener, "feed", "again")[-2:]
-        assert gap[0] not in ("true", "false")
-        assert message == ("false", "again")
+        found = messages(listener, "feed", "again")
+        assert found[-1] == ("false", "again")
+        if rabbit_own.version == "3.10":
+            # A classic queue forgets transient messages at a restart; a quorum queue keeps them.
+            assert found[-2][0] not in ("true", "false")
+        else:
+            assert set(found) == {("false", "again")}
 
 
 def test_a_client_that_vanishes_gives_its_messages_back(rabbit_own: RabbitServer) -> None:
