@@ -111,7 +111,7 @@ async def test_sessions_outlive_a_restart_of_the_broker(
             await asyncio.to_thread(opened.next, "receipt")
             await asyncio.to_thread(rabbit_own.restart)
             if rabbit_own.version == "3.10":
-                # A classic queue forgets transient messages at a restart; a quorum queue keeps them.
+                # A classic queue forgets transient messages at a restart.
                 message = await asyncio.to_thread(opened.next, "message")
                 assert "gap" in message["headers"], message
             # Until the broker is there again sends are refused.
