@@ -28,6 +28,9 @@ from tests.support.streams import (
     settled,
 )
 
+# Versions that lose what the broker held or had no bindings for when it was restarted.
+MNESIA = ("3.10", "4.0")
+
 pytestmark = pytest.mark.rabbitmq
 
 
@@ -156,12 +159,8 @@ async def test_200_clients_stay_while_the_broker_is_restarted(
             await stream.until(str(last))
         for stream in streams:
             check_honest(stream, publishing.confirmed)
-            # A classic queue forgets the transient messages that it held: it has to be said, once.
-            # A quorum queue keeps them.
-            gaps = 1 if rabbit_own.version == "3.10" else 0
-            assert stream.events.count(GAP) == gaps, stream.name
-            if not gaps:
-                assert set(publishing.confirmed) <= set(stream.numbers)
+            # What the broker did not have or route is missing: it has to be said, once.
+            assert stream.events.count(GAP) == (1 if rabbit_own.version in MNESIA else 0)
         assert all(stream.events == streams[0].events for stream in streams)
 
 

@@ -25,6 +25,8 @@ from tests.support.sinks import ListDeliveries, ListFeed, eventually
 pytestmark = pytest.mark.rabbitmq
 
 D = Destination.parse
+# From this version on RabbitMQ has its bindings again before it takes messages.
+KHEPRI = (4, 3)
 
 
 class Publishing:
@@ -73,10 +75,10 @@ class Publishing:
 
 
 def survives_restart(broker: RabbitBroker) -> bool:
-    """Return whether the feeds' queues keep transient messages when the broker restarts."""
+    """Return whether feeds miss nothing when the whole broker restarts."""
     link = broker._consuming.link
     assert link is not None
-    return FeedKind.of(link).survives_restart
+    return link.version >= KHEPRI
 
 
 def assert_in_order(events: Sequence[bytes | str]) -> None:
@@ -457,7 +459,9 @@ async def test_a_queue_that_the_broker_has_in_name_only_is_given_up(
     rabbit_own: RabbitServer,
 ) -> None:
     async with started(rabbit_own.url) as broker:
-        if not survives_restart(broker):
+        link = broker._consuming.link
+        assert link is not None
+        if not FeedKind.of(link).is_quorum:
             return  # a classic queue is written with its name
         key = unique("named")
         sink = ListFeed()

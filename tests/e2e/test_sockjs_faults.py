@@ -110,8 +110,8 @@ async def test_sessions_outlive_a_restart_of_the_broker(
             await asyncio.to_thread(opened.next, "connected")
             await asyncio.to_thread(opened.next, "receipt")
             await asyncio.to_thread(rabbit_own.restart)
-            if rabbit_own.version == "3.10":
-                # A classic queue forgets transient messages at a restart.
+            if rabbit_own.version in ("3.10", "4.0"):
+                # The feed is there again; what was published meanwhile may be missing.
                 message = await asyncio.to_thread(opened.next, "message")
                 assert "gap" in message["headers"], message
             # Until the broker is there again sends are refused.

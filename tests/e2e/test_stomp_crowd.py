@@ -112,8 +112,8 @@ async def test_a_hundred_sessions_outlive_a_kill_of_the_broker(rabbit_own: Rabbi
             for publisher in (topic, *jobs):
                 await publisher.more(50)
 
-            # A classic queue forgets transient messages; a quorum queue keeps them.
-            forgets = rabbit_own.version == "3.10"
+            # What was published until the feed was bound again may be missing.
+            forgets = rabbit_own.version in ("3.10", "4.0")
 
             # Once all feeds have told of the gap and go on, the last number reaches everybody.
             def go_on() -> bool:

@@ -80,8 +80,8 @@ def test_sessions_outlive_a_restart_of_the_broker(rabbit_own: RabbitServer) -> N
         wait_until(again, what="the feed is bound again")
         found = messages(listener, "feed", "again")
         assert found[-1] == ("false", "again")
-        if rabbit_own.version == "3.10":
-            # A classic queue forgets transient messages at a restart; a quorum queue keeps them.
+        if rabbit_own.version in ("3.10", "4.0"):
+            # What was published until the feed was bound again may be missing.
             assert found[-2][0] not in ("true", "false")
         else:
             assert set(found) == {("false", "again")}

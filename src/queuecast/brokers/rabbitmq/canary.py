@@ -3,6 +3,11 @@
 A restarted broker drops transient messages, in durable classic queues too, and a policy with a
 message-ttl drops what waits too long. A transient message in a queue of its own, of the same type
 as the feeds' queues, therefore shows after a reconnect whether messages for the feeds may be lost.
+
+A quorum queue keeps transient messages. But in the first moments after a restart of all nodes a
+RabbitMQ with Mnesia confirms messages before it has the bindings again by which they are routed.
+There an exchange that is not durable is bound to the canary's queue: it is gone after such a
+restart, and goes with the queue otherwise. With Khepri (RabbitMQ 4.3) bindings and exchanges stay.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from .confirms import ConfirmChannel
 from .connection import Link
 from .failures import of_channel
 from .feedkind import FeedKind
-from .topology import check_queue, try_delete_queue
+from .topology import check_queue, exchange_exists, try_delete_queue
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,8 @@ class Canary:
         self._kind = kind
         self.expires_early = False
         """Whether it was seen to expire, so that a policy must limit the age of messages."""
+        self.restarted = False
+        """Whether the whole broker was restarted since, as far as a quorum queue can show."""
 
     @classmethod
     async def put(
@@ -54,6 +61,11 @@ class Canary:
         try:
             async with link.probe() as channel:
                 await channel.call("queue_declare", canary.name, durable=True, arguments=arguments)
+                if kind.is_quorum:
+                    await channel.call(
+                        "exchange_declare", canary.name, exchange_type="fanout", auto_delete=True
+                    )
+                    await channel.call("queue_bind", canary.name, canary.name, "")
             await canary._publish(publishing)
         except pika.exceptions.AMQPError as error:
             raise of_channel(error) from None
@@ -66,13 +78,23 @@ class Canary:
     async def alive(self, link: Link) -> bool:
         """Return whether nothing was lost since it was put; raises Unavailable."""
         try:
+            if self._kind.is_quorum and not await self._has_exchange(link):
+                self.restarted = True
+                return False
             return not await self._is_empty(link)
         except NotFound:
             return False
 
+    async def _has_exchange(self, link: Link) -> bool:
+        try:
+            await exchange_exists(link, self.name)
+        except NotFound:
+            return False
+        return True
+
     async def _is_empty(self, link: Link) -> bool:
         """Return whether the message is gone; raises NotFound, Unavailable."""
-        looks = _LOOKS if self._kind.survives_restart else 1
+        looks = _LOOKS if self._kind.is_quorum else 1
         for look in range(looks):
             if look:
                 await asyncio.sleep(_LOOK)

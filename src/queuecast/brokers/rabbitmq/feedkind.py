@@ -31,8 +31,7 @@ class FeedKind:
         return cls(QUORUM if link.version >= (4, 0) else CLASSIC, link.version)
 
     @property
-    def survives_restart(self) -> bool:
-        """Whether transient messages are still there after a restart of the broker."""
+    def is_quorum(self) -> bool:
         return self.type == QUORUM
 
     def arguments(self, expires: int, letters: str = "") -> dict[str, Any]:

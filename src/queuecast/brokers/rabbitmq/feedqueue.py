@@ -304,7 +304,7 @@ class FeedQueue:
                 if not link.is_open:
                     raise
                 return _DOWN
-            if not consumers or kind.survives_restart:
+            if not consumers or kind.is_quorum:
                 break
             # The broker still believes in our old connection: what it was sent comes back, in
             # order, only when that is gone.
@@ -314,10 +314,13 @@ class FeedQueue:
         why = AWAY if await self._feeds.dropped_while_away(link) else self._intake.owed
         canary = self.canary
         alive = canary is not None and await self._feeds.is_alive(link, canary)
+        if canary is not None and canary.restarted:
+            # What is missing may stand between what the queue kept and what came later.
+            return RESTARTED
         fresh = canary if alive else await self._feeds.canary_of(link)
         if not alive:
             why = why or self._why_dead(kind)
-        if kind.survives_restart:
+        if kind.is_quorum:
             # Whose count may be nought while its leader is elected.
             self._intake.resume(None, why)
         elif alive and self._intake.owed is None:
@@ -330,7 +333,7 @@ class FeedQueue:
         except TimeoutError:
             # Killed within a second of a quorum queue's creation, RabbitMQ has it in name only.
             return _STUCK
-        if kind.survives_restart and await self._feeds.pings.send(self.name):
+        if kind.is_quorum and await self._feeds.pings.send(self.name):
             self._intake.await_ping(self._feeds.zombie_patience)
         self.canary = fresh
         return None
@@ -342,7 +345,7 @@ class FeedQueue:
     def _why_dead(self, kind: FeedKind) -> str:
         if self.canary is None:
             return UNWATCHED
-        return EXPIRED if self.canary.expires_early or kind.survives_restart else RESTARTED
+        return EXPIRED if self.canary.expires_early or kind.is_quorum else RESTARTED
 
     def _on_stuck(self) -> None:
         """Make a new queue: this one is there and delivers nothing."""
