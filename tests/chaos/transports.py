@@ -273,7 +273,7 @@ async def stomp_work(worker: Worker) -> None:
         await stomp.send("SUBSCRIBE", subscribe)
         while True:
             command, headers, body = await stomp.next()
-            if command != "MESSAGE":
+            if command != "MESSAGE" or "gap" in headers:
                 continue
             done = await worker.got(body, headers.get("redelivered") == "true")
             await stomp.send("ACK", {"id": headers["ack"]})
