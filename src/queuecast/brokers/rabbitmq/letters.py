@@ -15,7 +15,7 @@ from typing import Any
 
 import pika.exceptions
 
-from ...errors import NotFound
+from ...errors import NotFound, Unavailable
 from ...message import Message
 from .connection import Channel, Link
 from .failures import of_channel, reason
@@ -71,6 +71,11 @@ class Letters:
                 ready, _consumers = await check_queue(link, self.name)
             except NotFound:
                 gone = True
+            except Unavailable:
+                if not link.is_open:
+                    raise
+                # Its node is down. Feeds' queues that are elsewhere go on naming it.
+                self.name = ""
         try:
             if gone or not self.name:
                 await self._declare(link, kind)
