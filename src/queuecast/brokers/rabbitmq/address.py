@@ -35,7 +35,7 @@ _ESCAPE = f"it is {_FORM}; in a password write / as %2F, # as %23, ? as %3F, @ a
 _PARAMETERS = (
     *NAMES,
     *("auth_mechanism", "server_name_indication", "heartbeat", "connection_timeout"),
-    *("channel_max", "verify", "cacertfile"),
+    *("channel_max", "verify", "cacertfile", "feed_queues"),
 )
 
 
@@ -46,7 +46,8 @@ class Address:
     hosts: in the order in which they are tried. external: the login is the client certificate
     (SASL EXTERNAL); `user` is then only what it is called, or "". server_name: the name that all
     hosts' certificates have, "" for each host's own. heartbeat: seconds, 0 turns it off.
-    connection_timeout: seconds for one host. channel_max: 0 is what RabbitMQ allows.
+    connection_timeout: seconds for one host. channel_max: 0 is what RabbitMQ allows. feed_queues:
+    the type of the feeds' queues, "" for the one that suits the broker.
     """
 
     hosts: tuple[Host, ...] = (("127.0.0.1", 5672),)
@@ -60,6 +61,7 @@ class Address:
     heartbeat: int = DEFAULT_HEARTBEAT
     connection_timeout: float = DEFAULT_CONNECTION_TIMEOUT
     channel_max: int = 0
+    feed_queues: str = ""
 
     @classmethod
     def parse(cls, url: str, *, files: Files = NO_FILES) -> Address:
@@ -101,6 +103,7 @@ class Address:
             heartbeat=_heartbeat(options),
             connection_timeout=_timeout(options, several),
             channel_max=_channel_max(options),
+            feed_queues=_feed_queues(options),
         )
         if options:
             name = next(iter(options))
@@ -220,3 +223,10 @@ def _channel_max(options: dict[str, str]) -> int:
             f"{_FEWEST_CHANNELS} to 65535, or 0 for what RabbitMQ allows",
         )
     return number
+
+
+def _feed_queues(options: dict[str, str]) -> str:
+    kind = options.pop("feed_queues", "")
+    if kind not in ("", "classic", "quorum"):
+        raise ConfigError(f"broker URL: feed_queues={kind[:32]!r}", "classic or quorum")
+    return kind

@@ -2,9 +2,10 @@
 
 RabbitMQ 4 refuses every publish that is routed to a classic queue whose node is down, so that a
 dead node of a cluster would cost all publishers of the exchange their confirms, also when the
-gateway died with it and no program is left to delete the queue. A quorum queue moves to another
-node instead. Before RabbitMQ 4 such publishes are confirmed, and a classic queue costs the
-broker less.
+gateway died with it and no program is left to delete the queue. RabbitMQ 3 confirms such publishes
+and drops the messages, which is silent when the node only stood still. A quorum queue moves to
+another node instead. On a single node a classic queue does as well and costs the broker less. AMQP
+does not tell how many nodes there are: several hosts in the URL mean a cluster.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ class FeedKind:
 
     @classmethod
     def of(cls, link: Link) -> FeedKind:
-        """Return the type that suits the broker's version."""
-        return cls(QUORUM if link.version >= (4, 0) else CLASSIC, link.version)
+        """Return the type that was asked for, or that suits the broker."""
+        address = link.address
+        suits = QUORUM if link.version >= (4, 0) or len(address.hosts) > 1 else CLASSIC
+        return cls(address.feed_queues or suits, link.version)
 
     @property
     def is_quorum(self) -> bool:
@@ -50,8 +53,10 @@ class FeedKind:
         if self.type == QUORUM:
             # Quorum queues know no exclusive consumers. The one on a lost connection goes first.
             arguments["x-single-active-consumer"] = True
-            # Each lost connection counts as an attempt to deliver, and the default limit is 20.
-            arguments["x-delivery-limit"] = -1
+            if self.version >= (4, 0):
+                # Each lost connection counts as an attempt to deliver, and the default limit is
+                # 20; before RabbitMQ 4 there is none.
+                arguments["x-delivery-limit"] = -1
             if self.version >= (4, 3):
                 # Milliseconds until a consumer gives its messages back whose node is gone, or cut
                 # off; the default is a minute. RabbitMQ before 4.3 does not wait.

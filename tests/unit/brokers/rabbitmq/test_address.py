@@ -130,3 +130,10 @@ def test_a_password_that_was_not_encoded_is_not_shown(password: str) -> None:
     assert "geheim" not in shown
     assert "ge@im" not in shown
     assert "%2F" in shown
+
+
+def test_feed_queues() -> None:
+    assert Address.parse("amqp://a/").feed_queues == ""
+    assert Address.parse("amqp://a/?feed_queues=quorum").feed_queues == "quorum"
+    with pytest.raises(ConfigError, match="feed_queues='stream'"):
+        Address.parse("amqp://a/?feed_queues=stream")
