@@ -15,6 +15,9 @@ from queuecast.brokers.kafka.publisher import fail_all
 async def test_what_waits_for_another_attempt_fails_without_noise(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # What other tests of this process left behind is no noise of this one.
+    gc.collect()
+    caplog.clear()
     accumulator = MessageAccumulator(ClusterMetadata(), 1000, 0, 60)
     futures = []
     for partition in range(4):

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from queuecast.brokers.rabbitmq.stream_holes import Holes
 from queuecast.brokers.rabbitmq.stream_pass import StreamPass
 from queuecast.brokers.rabbitmq.stream_past import Past
 from queuecast.destination import Destination
@@ -18,6 +19,7 @@ class Rig:
     def __init__(self) -> None:
         self.wall, self.steady = 1_700_000_000.0, 50.0
         self.asked: list[Any] = []
+        self.holes = Holes()
         self.past = Past(RULE, cast(StreamPass, self), lambda: self.wall, lambda: self.steady)
 
     async def probe(self, where: Any) -> int:
