@@ -1,8 +1,8 @@
 """Notices that an exchange was deleted, also when it was declared again at once.
 
-With an exchange RabbitMQ deletes the bindings of our queues, and tells nobody. The watch looks
+RabbitMQ deletes an exchange together with its bindings, without notice. The watch looks
 each second at what goes with the exchange (exchange_identity.py), and after each reconnect, so
-that it also notices what happened while the connection was away. Whoever follows an exchange is
+that it also notices what happened while the connection was away. A part that follows an exchange is
 called, binds again and tells a gap.
 """
 
@@ -44,7 +44,7 @@ def is_watchable(exchange: str) -> bool:
 
 
 class Following:
-    """Somebody's interest in an exchange, until `close`."""
+    """One interest in an exchange, until `close`."""
 
     def __init__(self, watched: _Watched | None, on_lost: OnLost, on_back: OnLost) -> None:
         self._watched = watched

@@ -321,7 +321,7 @@ class FeedQueue:
         if not alive:
             why = why or self._why_dead(kind)
         if kind.is_quorum:
-            # Whose count may be nought while its leader is elected.
+            # Its count may be 0 while a leader is elected.
             self._intake.resume(None, why)
         elif alive and self._intake.owed is None:
             self._intake.resume(ready, why)

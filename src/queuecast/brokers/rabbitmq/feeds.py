@@ -242,7 +242,7 @@ class Feeds:
                 if self._letters_link is not link:
                     self._letters_link, self._letters_came = link, came
                 elif came:
-                    # Nobody recovers now: it was the letters' channel alone that was lost.
+                    # No queue is recovered now: the letters' channel alone was lost.
                     for queue in self._queues.values():
                         queue.missed(AWAY)
             return self._letters.name if self._may_have_letters else ""
