@@ -35,6 +35,7 @@ class FeedKind:
 
     @property
     def is_quorum(self) -> bool:
+        """Whether the queues outlive a node of a cluster."""
         return self.type == QUORUM
 
     def arguments(self, expires: int, letters: str = "") -> dict[str, Any]:

@@ -249,6 +249,7 @@ class Feeds:
 
     @property
     def _may_have_letters(self) -> bool:
+        """Whether a feed's queue may name the queue of letters."""
         # Naming the default exchange takes the right to write to it, which the canary needs too.
         return not self._refused
 
